@@ -1,0 +1,27 @@
+"""Shared fixtures: where real recordings lie, small generated scenes, jaxtyping checked at run time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Every public signature's shapes are checked while the tests run; in use they cost nothing.
+_HOOK = install_import_hook("gworld", "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """The folder of real recordings: `GWORLD_DATA`, or `shared/data` beside the checkout."""
+    return Path(os.environ.get("GWORLD_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    folder = data_folder()
+    if not folder.is_dir():
+        pytest.skip(f"real recordings are not at {folder}; set GWORLD_DATA")
+    return folder
