@@ -35,7 +35,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
         raise _explain(error, target) from error
@@ -70,10 +70,10 @@ def replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`; an old `target` is moved aside first and removed last."""
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
     if target.is_dir() and not target.is_symlink():
-        os.replace(target, aside)
+        target.replace(aside)
     elif target.exists():
         target.unlink()
-    os.replace(source, target)
+    source.replace(target)
     _sync_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -11,25 +11,18 @@ from typing import Literal
 import numpy as np
 
 from gworld.errors import InputError
+from gworld.scene.links import IDENTITY_POSE, Link
+
+__all__ = ["IDENTITY_POSE", "Axes", "Link", "SplatTable", "bad_rows", "check_table", "empty_table"]
 
 Axes = Literal["RDF", "RUB", "RFU"]
-"""Where +x, +y, +z point: Right/Down/Forward (3DGS PLY by habit), Right/Up/Back (glTF, SPZ), Right/Forward/Up (gworld)."""
+"""Where x, y, z point: Right/Down/Forward (3DGS PLY by habit), Right/Up/Back (glTF, SPZ), Right/Forward/Up (gworld)."""
 
 SH_COUNTS = {1: 0, 4: 1, 9: 2, 16: 3}
 """Coefficients per colour channel -> SH degree."""
 
-IDENTITY_POSE = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
-
 # Beyond these a float32 renderer overflows: exp(log_scale) and exp(-logit) must stay finite and squarable.
 MAX_ABS = {"means": 1e9, "quats_wxyz": 1e9, "log_scales": 40.0, "opacity_logits": 1e4, "sh": 1e6}
-
-
-@dataclass(frozen=True)
-class Link:
-    """A rigid frame that owns Gaussians: its name and rest pose `x y z qw qx qy qz` (metres) in the world."""
-
-    name: str
-    pose: tuple[float, ...] = IDENTITY_POSE
 
 
 @dataclass(frozen=True)

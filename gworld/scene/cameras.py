@@ -88,7 +88,9 @@ def resize_cameras(cameras: Cameras, width: int, height: int) -> Cameras:
     return replace(cameras, K=cameras.K * scale[:, None].to(cameras.K.device), width=width, height=height)
 
 
-def project_points(cameras: Cameras, points: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, "C N 2"], Float[Tensor, "C N"]]:
+def project_points(
+    cameras: Cameras, points: Float[Tensor, "N 3"]
+) -> tuple[Float[Tensor, "C N 2"], Float[Tensor, "C N"]]:
     """Pixel positions and depths (metres along z) of world points in each pinhole camera."""
     camera_from_world = invert_transform(cameras.world_from_camera)
     local = points @ camera_from_world[:, :3, :3].transpose(-1, -2) + camera_from_world[:, None, :3, 3]

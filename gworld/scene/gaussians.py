@@ -77,8 +77,8 @@ def join_gaussians(parts: list[Gaussians]) -> Gaussians:
     parts = [with_sh_degree(part, degree) for part in parts]
     if any(part.soft_links is not None for part in parts):
         parts = [_with_soft(part) for part in parts]
-    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Gaussians)}
-    return Gaussians(**{name: None if values[0] is None else torch.cat(values) for name, values in columns.items()})
+    present = [f.name for f in fields(Gaussians) if getattr(parts[0], f.name) is not None]
+    return Gaussians(**{name: torch.cat([getattr(part, name) for part in parts]) for name in present})
 
 
 def with_sh_degree(gaussians: Gaussians, degree: int) -> Gaussians:
@@ -92,7 +92,9 @@ def with_sh_degree(gaussians: Gaussians, degree: int) -> Gaussians:
     return replace(gaussians, sh=torch.cat([gaussians.sh, padding], dim=1))
 
 
-def gaussians_to(gaussians: Gaussians, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Gaussians:
+def gaussians_to(
+    gaussians: Gaussians, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Gaussians:
     """Move to a device and floating type; link indices stay integers."""
     moved = {}
     for f in fields(gaussians):

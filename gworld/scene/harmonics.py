@@ -58,7 +58,8 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
 
 def sh_basis_numpy(directions: np.ndarray, degree: int) -> np.ndarray:
     """Basis values `[..., K]` at unit directions `[..., 3]`, in numpy."""
-    return np.stack(_components(*np.moveaxis(directions, -1, 0), degree), axis=-1)
+    x, y, z = np.moveaxis(directions, -1, 0)
+    return np.stack(_components(x, y, z, degree), axis=-1)
 
 
 def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:
@@ -74,8 +75,8 @@ def evaluate_sh(sh: Tensor, directions: Tensor) -> Tensor:
 def sh_rotation(rotation: np.ndarray, degree: int) -> np.ndarray:
     """Matrix `[K, K]` (float64) that turns coefficients with a body: f'(R d) = f(d).
 
-    `rotation` is `[3, 3]`. Each degree mixes only within itself; its block is solved from samples of the basis, which is
-    exact because rotated harmonics of one degree span the same space.
+    `rotation` is `[3, 3]`. Each degree mixes only within itself; its block is solved from samples of the basis, which
+    is exact because rotated harmonics of one degree span the same space.
     """
     count = (degree + 1) ** 2
     matrix = np.zeros((count, count))

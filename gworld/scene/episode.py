@@ -1,0 +1,69 @@
+"""Episodes: what was recorded while agents acted, the food of dynamics and refiner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.errors import InputError
+from gworld.scene.cameras import Cameras
+
+Behaviour = Literal["expert", "random", "extreme", "adversarial", "null", "replay", "human", "unknown"]
+"""Who chose the actions: mixing kinds unknowingly ruins planning, so it is kept with every episode."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One camera's footage: the file, its frames' times [F] in seconds on the episode's clock, masks and depth."""
+
+    name: str
+    path: Path
+    times: Float[Tensor, " F"]
+    masks: Path | None = None
+    depth: Path | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recording on one clock.
+
+    times [T] seconds, increasing; actions {agent: [T,A]} where NaN means unknown; joints {agent: [T,J]} rad or m;
+    link_poses [T,L,7] world_from_link with `link_names`, NaN where not tracked; cameras the calibration of `videos`, in
+    their order.
+    """
+
+    times: Float[Tensor, " T"]
+    actions: dict[str, Float[Tensor, "T A"]] = field(default_factory=dict)
+    joints: dict[str, Float[Tensor, "T J"]] = field(default_factory=dict)
+    link_poses: Float[Tensor, "T L 7"] | None = None
+    link_names: tuple[str, ...] = ()
+    videos: tuple[Video, ...] = ()
+    cameras: Cameras | None = None
+    behaviour: Behaviour = "unknown"
+    success: bool | None = None
+    source: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        steps = len(self.times)
+        if steps > 1 and not bool((self.times[1:] > self.times[:-1]).all()):
+            raise InputError(f"an episode of {steps} steps has times that do not increase; sort or repair its clock.")
+        for kind in ("actions", "joints"):
+            for agent, values in getattr(self, kind).items():
+                if len(values) != steps:
+                    raise InputError(f"{kind} of `{agent}` have {len(values)} rows; the episode has {steps} times.")
+        if self.link_poses is not None and tuple(self.link_poses.shape) != (steps, len(self.link_names), 7):
+            raise InputError(
+                f"link_poses has shape {list(self.link_poses.shape)}; {[steps, len(self.link_names), 7]} is needed."
+            )
+        if self.cameras is not None and len(self.cameras) != len(self.videos):
+            raise InputError(
+                f"{len(self.cameras)} cameras are given for {len(self.videos)} videos; one each is needed."
+            )
+
+    def __len__(self) -> int:
+        return len(self.times)
