@@ -18,10 +18,10 @@ logit, scales are exp(log_scales), quaternions are normalised. K has no skew. Gr
 every decision (cull, skip, stop, order) held fixed, and zero through MAX_ALPHA and the frustum clamp where these act.
 Pose gradients are defined along rigid motions (off them, backends may differ).
 
-Bad values never spread. A Gaussian is culled, with zero gradient, when one of its attributes is not finite or larger
-than LARGEST in magnitude, its quaternion's norm is below 1 / LARGEST or above LARGEST, a diagonal entry of its
-covariance2d exceeds MAX_COVARIANCE, or opacity * compensation < MIN_ALPHA. To agree in float32 on long thin Gaussians,
-take det before dilation as the sum of the squared 2x2 minors of J A R S (no cancellation), det after as
+Bad values never spread. A Gaussian is culled, with zero gradient, when one of its attributes or scales is not finite
+or larger than LARGEST in magnitude, its quaternion's norm is below 1 / LARGEST or above LARGEST, a diagonal entry of
+its covariance2d exceeds MAX_COVARIANCE, or opacity * compensation < MIN_ALPHA. To agree in float32 on long thin
+Gaussians, take det before dilation as the sum of the squared 2x2 minors of J A R S (no cancellation), det after as
 det before + DILATION * (trace before) + DILATION^2, and the quadratic form as a sum of two squares.
 """
 
