@@ -34,7 +34,7 @@ class RunLog:
     """The log of one run folder, which it locks while open.
 
     `event` appends a line to `log.jsonl`, `metrics` a row to `metrics.csv`; both are with the system when the call
-    returns, and a line that a kill cut short is dropped when the run is opened again. Rows at or after `resume_step` are
+    returns, and a line that a kill cut short is dropped when the run is opened again. Rows from `resume_step` on are
     dropped too, so that a resumed run has every step once. Raises `UsageError` when another process holds the folder.
     """
 
