@@ -151,12 +151,24 @@ def _move_rows(table: SplatTable, rows: slice | np.ndarray, quat: np.ndarray, sh
     means = table.means[rows]
     if not np.array_equal(turn, np.eye(3)):
         means = means @ turn.T.astype(np.float32)
-        quats = multiply_quats(quat.astype(np.float32), table.quats_wxyz[rows])
+        quats = _turn_quats(table.quats_wxyz[rows], quat.astype(np.float32), turn)
         sh = rotate_sh_rows(table.sh[rows], turn)
         table = replace(table, quats_wxyz=_placed(table.quats_wxyz, rows, quats), sh=_placed(table.sh, rows, sh))
     if shift.any():
         means = (means + shift).astype(np.float32)
     return replace(table, means=_placed(table.means, rows, means))
+
+
+def _turn_quats(quats: np.ndarray, quat: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Rotations of turned Gaussians.
+
+    After a half turn about a coordinate axis the ellipsoid's own two other axes are reversed as well: the same
+    Gaussian, every component exact, and the quaternions that other tools write (w, x, -y, -z between RDF and RUB).
+    """
+    signs = np.diagonal(turn)
+    if np.array_equal(np.abs(turn), np.eye(3)):
+        return quats * np.array([1, *signs], np.float32)
+    return multiply_quats(quat, quats)
 
 
 def _placed(column: np.ndarray, rows: slice | np.ndarray, values: np.ndarray) -> np.ndarray:
