@@ -96,8 +96,10 @@ def read_ply_header(path: str | Path) -> PlyHeader:
     )
 
 
-def read_ply(path: str | Path) -> SplatTable:
+def read_ply(path: str | Path, *, check: bool = True) -> SplatTable:
     """Read a splat PLY; columns keep the bits of the file, quaternions are not normalised.
+
+    With `check=False` rows that cannot be rendered are kept, for `table.bad_rows` to find.
 
     Raises `InputError` for files that are damaged, hold no Gaussians, or hold values that cannot be rendered.
     """
@@ -107,7 +109,7 @@ def read_ply(path: str | Path) -> SplatTable:
     for block in _blocks(header, BLOCK_ROWS):
         _take_apart(block, header, table, slice(start, start + len(block)))
         start += len(block)
-    return check_table(table, str(header.path))
+    return check_table(table, str(header.path)) if check else table
 
 
 def iter_ply(path: str | Path, rows: int = 65536) -> Iterator[SplatTable]:
@@ -187,13 +189,13 @@ def _kind_of(layout: PlyLayout, vertex: PlyElement) -> Kind:
     colors_only = DC[0] not in have and all(have.get(name) == "u1" for name in RGB)
     needed = (*XYZ, *(() if colors_only else DC), "opacity", *SCALE[:2], *ROTATION)
     missing = [name for name in needed if name not in have]
-    if not missing:
+    if not missing and all(have[name] in ("f4", "f8") for name in needed):
         return "gaussians-rgb" if colors_only else "gaussians"
     if all(name in have for name in XYZ) and not any(name in have for name in ("opacity", *DC, *SCALE, *ROTATION)):
         return "points"
     raise InputError(
-        f"`{layout.path}` lacks the properties {', '.join(missing)} of a Gaussian splat PLY. Export it again from the "
-        "program that trained it."
+        f"`{layout.path}` lacks the properties {', '.join(missing or needed)} of a Gaussian splat PLY, as floats. Export "
+        "it again from the program that trained it."
     )
 
 

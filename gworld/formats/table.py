@@ -78,7 +78,7 @@ def check_table(table: SplatTable, source: str) -> SplatTable:
     """
     for name, limit in MAX_ABS.items():
         _check_column(np.asarray(getattr(table, name)), name, limit, source)
-    zero = ~(np.abs(table.quats_wxyz).max(axis=1) > 1e-18) if len(table) else np.zeros(0, bool)
+    zero = _zero_rows(table.quats_wxyz)
     if zero.any():
         row = int(np.argmax(zero))
         raise InputError(
@@ -99,7 +99,7 @@ def _check_column(values: np.ndarray, name: str, limit: float, source: str) -> N
     low, high = float(values.min()), float(values.max())
     if np.isfinite(low) and np.isfinite(high) and max(-low, high) <= limit:
         return
-    bad = ~(np.abs(values.reshape(len(values), -1)) <= limit).all(axis=1)
+    bad = _rows_beyond(values, limit)
     row = int(np.argmax(bad))
     raise InputError(
         f"`{source}`: column {name} of Gaussian {row} is {values[row].ravel()[:4].tolist()}; finite values up to "
@@ -110,8 +110,27 @@ def _check_column(values: np.ndarray, name: str, limit: float, source: str) -> N
 
 def bad_rows(table: SplatTable) -> np.ndarray:
     """Boolean mask [N] of the rows that `check_table` would refuse for their values."""
-    bad = ~(np.abs(table.quats_wxyz).max(axis=1, initial=0.0) > 1e-18)
+    bad = _zero_rows(table.quats_wxyz)
     for name, limit in MAX_ABS.items():
-        values = np.asarray(getattr(table, name)).reshape(len(table), -1)
-        bad |= ~(np.abs(values) <= limit).all(axis=1)
+        bad |= _rows_beyond(np.asarray(getattr(table, name)), limit)
     return bad
+
+
+def _zero_rows(quats: np.ndarray) -> np.ndarray:
+    mask = np.zeros(len(quats), bool)
+    for rows in _blocks(len(quats)):
+        mask[rows] = ~(np.abs(quats[rows]).max(axis=1, initial=0.0) > 1e-18)
+    return mask
+
+
+def _rows_beyond(values: np.ndarray, limit: float) -> np.ndarray:
+    mask = np.zeros(len(values), bool)
+    for rows in _blocks(len(values)):
+        part = values[rows]
+        mask[rows] = ~(np.abs(part.reshape(len(part), -1)) <= limit).all(axis=1)
+    return mask
+
+
+def _blocks(count: int) -> list[slice]:
+    """Slices of 65536 rows: what is computed on the way stays small beside the table."""
+    return [slice(start, start + 65536) for start in range(0, count, 65536)]

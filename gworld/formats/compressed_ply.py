@@ -1,0 +1,240 @@
+"""Compressed PLY (`.compressed.ply`): Gaussians packed into 16 bytes, relative to bounds of chunks of 256.
+
+`packed_position` and `packed_scale` hold 11, 10 and 11 bits between the chunk's bounds, `packed_rotation` 2 bits (which
+component is largest) and three of 10, `packed_color` four of 8; higher SH are bytes. Source: SuperSplat and
+splat-transform (PlayCanvas, MIT), whose quantisation steps are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from gworld.errors import InputError
+from gworld.files import atomic_write, check_count
+from gworld.formats.ply import REST_COUNTS
+from gworld.formats.ply_header import (
+    PlyElement,
+    PlyLayout,
+    element_offset,
+    format_remarks,
+    parse_remarks,
+    read_ply_layout,
+)
+from gworld.formats.splat import bytes_from_logits, logits_from_bytes, refuse_links
+from gworld.formats.table import SplatTable, check_table, empty_table
+from gworld.scene.harmonics import rgb_from_sh, sh_from_rgb
+
+CHUNK = 256
+BLOCK_ROWS = 64 * CHUNK  # a block of rows and its columns stay in the cache
+
+AXIS = ("x", "y", "z")
+BOUNDS = (
+    *(f"min_{axis}" for axis in AXIS),
+    *(f"max_{axis}" for axis in AXIS),
+    *(f"min_scale_{axis}" for axis in AXIS),
+    *(f"max_scale_{axis}" for axis in AXIS),
+)
+COLOR_BOUNDS = ("min_r", "min_g", "min_b", "max_r", "max_g", "max_b")
+PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+
+_SHIFTS = np.array([21, 11, 0], np.uint32)
+_LIMITS = np.array([2047, 1023, 2047], np.uint32)
+_COLOR_SHIFTS = np.array([24, 16, 8], np.uint32)
+_ROTATION_SHIFTS = np.array([20, 10, 0], np.uint32)
+_SMALL = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # the components beside the largest
+_ORDER = np.array([[3, 0, 1, 2], [0, 3, 1, 2], [0, 1, 3, 2], [0, 1, 2, 3]])  # where each comes from on the way back
+_SH_LEVELS = ((np.concatenate([[0.0], (np.arange(1, 255) + 0.5) / 256, [1.0]]) - 0.5) * 8).astype(np.float32)
+
+
+def read_compressed_ply(path: str | Path, *, check: bool = True) -> SplatTable:
+    """Read a compressed PLY.
+
+    With `check=False` rows that cannot be rendered are kept, for `table.bad_rows` to find.
+
+    Raises `InputError` when the header is damaged, promises more than the file holds, or a value cannot be rendered.
+    """
+    layout = read_ply_layout(path)
+    chunk, vertex, harmonics = _elements(layout)
+    remarks = parse_remarks(layout.comments)
+    table = empty_table(vertex.count, REST_COUNTS[len(harmonics.properties)])
+    with open(layout.path, "rb") as stream:
+        bounds = _read_bounds(stream, layout, chunk)
+        blocks = _rows(stream, layout, vertex), _rows(stream, layout, harmonics)
+        for where, rows in blocks[0]:
+            _decode(rows, bounds[where.start // CHUNK :], table, where)
+        if harmonics.properties:
+            names = [f"f_rest_{index}" for index in range(len(harmonics.properties))]
+            for where, rows in blocks[1]:
+                values = _SH_LEVELS[np.stack([rows[name] for name in names], axis=1)]
+                table.sh[where, 1:] = values.reshape(len(rows), 3, -1).transpose(0, 2, 1)
+    columns = (table.means, table.quats_wxyz, table.log_scales, table.opacity_logits, table.sh, table.links)
+    table = SplatTable(*columns, axes=remarks.axes, metric=remarks.metric)
+    return check_table(table, str(layout.path)) if check else table
+
+
+def write_compressed_ply(table: SplatTable, path: str | Path) -> None:
+    """Write a compressed PLY; rows are sorted along a Morton curve, so that chunks are small and precise.
+
+    Raises `UsageError` for tables with several links, which the format cannot hold.
+    """
+    check_table(table, str(path))
+    refuse_links(table, path)
+    order = morton_order(table.means)
+    rest = 3 * (table.sh.shape[1] - 1)
+    chunks = np.empty((-(-len(table) // CHUNK), len(BOUNDS) + len(COLOR_BOUNDS)), "<f4")
+    packed = np.empty((len(table), len(PACKED)), "<u4")
+    harmonics = np.empty((len(table), rest), np.uint8)
+    for start in range(0, len(table), BLOCK_ROWS):
+        part = table.select(order[start : start + BLOCK_ROWS])
+        rows = slice(start, start + BLOCK_ROWS)
+        chunks[start // CHUNK : start // CHUNK + BLOCK_ROWS // CHUNK], packed[rows] = _encode(part)
+        levels = np.clip(part.sh[:, 1:] * np.float32(32) + np.float32(128), 0, 255).astype(np.uint8)
+        harmonics[rows] = levels.transpose(0, 2, 1).reshape(len(part), rest)
+    lines = ["ply", "format binary_little_endian 1.0", *format_remarks(table), f"element chunk {len(chunks)}"]
+    lines += [f"property float {name}" for name in BOUNDS + COLOR_BOUNDS] + [f"element vertex {len(table)}"]
+    lines += [f"property uint {name}" for name in PACKED] + [f"element sh {len(table)}"] * (rest > 0)
+    lines += [f"property uchar f_rest_{index}" for index in range(rest)] + ["end_header", ""]
+    with atomic_write(path) as stream:
+        stream.write("\n".join(lines).encode("ascii"))
+        for section in (chunks, packed, harmonics):
+            stream.write(section.data)
+
+
+def morton_order(points: np.ndarray) -> np.ndarray:
+    """Row indices that sort points `[N, 3]` along a Morton (Z-order) curve of 2^21 steps per axis."""
+    if len(points) == 0:
+        return np.zeros(0, np.int64)
+    low = points.min(axis=0).astype(np.float64)
+    span = np.maximum(points.max(axis=0) - low, 1e-30)
+    codes = np.zeros(len(points), np.uint64)
+    for axis in range(3):
+        steps = ((points[:, axis] - low[axis]) * ((2**21 - 1) / span[axis])).astype(np.uint64)
+        codes |= _spread(steps) << np.uint64(axis)
+    return np.argsort(codes, kind="stable")
+
+
+def _spread(steps: np.ndarray) -> np.ndarray:
+    """Put two zero bits between the 21 low bits of each number."""
+    for shift, mask in (
+        (32, 0x001F00000000FFFF),
+        (16, 0x001F0000FF0000FF),
+        (8, 0x100F00F00F00F00F),
+        (4, 0x10C30C30C30C30C3),
+        (2, 0x1249249249249249),
+    ):
+        steps = (steps | (steps << np.uint64(shift))) & np.uint64(mask)
+    return steps
+
+
+def _elements(layout: PlyLayout) -> tuple[PlyElement, PlyElement, PlyElement]:
+    """The chunk, vertex and SH elements, checked against each other."""
+    chunk, vertex = layout.element("chunk"), layout.element("vertex")
+    if chunk is None or vertex is None or layout.encoding == "ascii":
+        raise InputError(
+            f"`{layout.path}` is not a compressed PLY: binary elements `chunk` and `vertex` are needed. Choose another "
+            "file, or convert it with `gworld convert`."
+        )
+    harmonics = layout.element("sh") or PlyElement("sh", vertex.count, {})
+    wanted = [(chunk, BOUNDS, "f4"), (vertex, PACKED, "u4")]
+    wanted.append((harmonics, tuple(f"f_rest_{index}" for index in range(len(harmonics.properties))), "u1"))
+    if COLOR_BOUNDS[0] in chunk.properties:
+        wanted.append((chunk, COLOR_BOUNDS, "f4"))
+    for element, names, code in wanted:
+        missing = [name for name in names if element.properties.get(name) != code]
+        if missing or not element.fixed:
+            raise InputError(
+                f"`{layout.path}`: element `{element.name}` lacks {', '.join(missing[:6]) or 'plain properties'}, or "
+                "they have another type. Export the file again."
+            )
+    if len(harmonics.properties) not in REST_COUNTS or harmonics.count != vertex.count:
+        raise InputError(
+            f"`{layout.path}`: element `sh` has {harmonics.count} rows of {len(harmonics.properties)} coefficients; "
+            f"{vertex.count} rows of 9, 24 or 45 are needed. Export the file again."
+        )
+    check_count(-(-vertex.count // CHUNK), 1, chunk.count, str(layout.path), "chunks of 256 Gaussians")
+    return chunk, vertex, harmonics
+
+
+def _rows(stream: IO[bytes], layout: PlyLayout, element: PlyElement) -> Iterator[tuple[slice, np.ndarray]]:
+    """Structured rows of an element in blocks, each with its place in the table."""
+    kind = element.row(layout.encoding)
+    stream.seek(element_offset(layout, element.name)) if element.properties else None
+    for start in range(0, element.count, BLOCK_ROWS):
+        count = min(BLOCK_ROWS, element.count - start)
+        data = stream.read(count * kind.itemsize)
+        if len(data) != count * kind.itemsize:
+            raise InputError(f"`{layout.path}` ended while it was read. Copy or export the file again.")
+        yield slice(start, start + count), np.frombuffer(data, kind)
+
+
+def _read_bounds(stream: IO[bytes], layout: PlyLayout, chunk: PlyElement) -> np.ndarray:
+    """Bounds `[C, 18]` of the chunks, in the order of `BOUNDS` and `COLOR_BOUNDS`."""
+    bounds = np.empty((chunk.count, len(BOUNDS) + len(COLOR_BOUNDS)), np.float32)
+    bounds[:, len(BOUNDS) :] = (0, 0, 0, 1, 1, 1)  # what older files, which name none, mean
+    names = [*BOUNDS, *COLOR_BOUNDS][: None if COLOR_BOUNDS[0] in chunk.properties else len(BOUNDS)]
+    for where, rows in _rows(stream, layout, chunk):
+        for column, name in enumerate(names):
+            bounds[where, column] = rows[name]
+    return bounds
+
+
+def _decode(rows: np.ndarray, bounds: np.ndarray, table: SplatTable, where: slice) -> None:
+    """Unpack a block of rows that begins at a chunk's first row."""
+    words = {name: rows[name].astype(np.uint32, copy=False)[:, None] for name in PACKED}
+    per_row = np.repeat(bounds[: -(-len(rows) // CHUNK)], CHUNK, axis=0)[: len(rows)]
+
+    def lerp(fractions: np.ndarray, column: int) -> np.ndarray:
+        return per_row[:, column : column + 3] * (1 - fractions) + per_row[:, column + 3 : column + 6] * fractions
+
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_table` refuses what bounds without meaning give
+        for name, column, target in (("packed_position", 0, table.means), ("packed_scale", 6, table.log_scales)):
+            target[where] = lerp(((words[name] >> _SHIFTS) & _LIMITS) / _LIMITS.astype(np.float32), column)
+        color = words["packed_color"]
+        table.sh[where, 0] = sh_from_rgb(lerp(((color >> _COLOR_SHIFTS) & 255) / np.float32(255), 12))
+    table.opacity_logits[where] = logits_from_bytes(color[:, 0] & 255)
+    rotation = words["packed_rotation"]
+    values = np.empty((len(rows), 4), np.float32)
+    values[:, :3] = (((rotation >> _ROTATION_SHIFTS) & 1023) / np.float32(1023) - np.float32(0.5)) * np.float32(2**0.5)
+    values[:, 3] = np.sqrt(np.maximum(0, 1 - (values[:, :3] ** 2).sum(axis=1)))
+    table.quats_wxyz[where] = np.take_along_axis(values, _ORDER[rotation[:, 0] >> 30], axis=1)
+
+
+def _encode(part: SplatTable) -> tuple[np.ndarray, np.ndarray]:
+    """Chunk bounds `[C, 18]` and packed rows `[N, 4]` of rows that begin at a chunk's first row."""
+    starts = np.arange(0, len(part), CHUNK)
+    chunks = np.empty((len(starts), 18), np.float32)
+    fractions = []
+    for column, values in ((0, part.means), (6, part.log_scales), (12, rgb_from_sh(part.sh[:, 0]))):
+        low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+        if column == 6:
+            low, high = np.clip(low, -20, 20), np.clip(high, -20, 20)
+        chunks[:, column : column + 3], chunks[:, column + 3 : column + 6] = low, high
+        span = np.where(high > low, high - low, np.float32(1))
+        low, span = (np.repeat(bound, CHUNK, axis=0)[: len(part)] for bound in (low, span))
+        fractions.append(np.clip((values - low) / span, 0, 1))
+    packed = np.empty((len(part), 4), np.uint32)
+    packed[:, 0] = _join(fractions[0], _LIMITS, _SHIFTS)
+    packed[:, 1] = _pack_rotations(part.quats_wxyz)
+    packed[:, 2] = _join(fractions[1], _LIMITS, _SHIFTS)
+    packed[:, 3] = _join(fractions[2], np.uint32(255), _COLOR_SHIFTS) | bytes_from_logits(part.opacity_logits)
+    return chunks, packed
+
+
+def _join(fractions: np.ndarray, limits: np.ndarray | np.uint32, shifts: np.ndarray) -> np.ndarray:
+    """Round three fractions in 0..1 to their bits and put them into one word."""
+    steps = (fractions * np.float32(limits) + np.float32(0.5)).astype(np.uint32) << shifts
+    return steps[:, 0] | steps[:, 1] | steps[:, 2]
+
+
+def _pack_rotations(quats: np.ndarray) -> np.ndarray:
+    quats = quats / np.abs(quats).max(axis=1, keepdims=True)  # squares neither vanish nor overflow
+    quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+    largest = np.argmax(np.abs(quats), axis=1)
+    sign = np.sign(np.take_along_axis(quats, largest[:, None], axis=1))
+    small = np.take_along_axis(quats, _SMALL[largest], axis=1) * sign
+    fractions = np.clip(small * np.float32(0.5**0.5) + np.float32(0.5), 0, 1)
+    return (largest.astype(np.uint32) << np.uint32(30)) | _join(fractions, np.uint32(1023), _ROTATION_SHIFTS)
