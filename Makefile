@@ -1,0 +1,56 @@
+# make demo   install into .venv and take the tour
+# make test   install everything and run every check
+# Needs Python >= 3.10. PyTorch's CPU-only builds: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+NPM_FLAGS := --no-audit --no-fund --no-package-lock --loglevel=error
+SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/*)
+
+.PHONY: demo test check install dev peers clean
+
+demo: $(VENV)/.installed
+	@start=$$(date +%s); $(BIN)/gworld demo --out out/demo --overwrite && \
+	echo "make demo: ok in $$(( $$(date +%s) - start )) s"
+
+test: dev peers
+	@start=$$(date +%s); $(MAKE) --no-print-directory check && \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= && $(BIN)/coverage report --skip-covered --sort=cover | tail -n 40 && \
+	echo "make test: ok in $$(( $$(date +%s) - start )) s"
+
+check:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+# torch first and alone, from the constraints file, so that no resolver picks a build with gigabytes of CUDA.
+$(VENV)/.torch: constraints.txt
+	@scripts/bootstrap.sh $(PYTHON) $(VENV)
+	$(PIP) install -c constraints.txt $(INDEX) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -c constraints.txt $(INDEX) .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -c constraints.txt $(INDEX) -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+# Other people's readers and validators; tests that need them skip where there is no npm.
+peers: $(VENV)/peers/.installed
+$(VENV)/peers/.installed: tests/peers/package.json
+	@mkdir -p $(VENV)/peers && cp tests/peers/package.json $(VENV)/peers/
+	@if command -v npm >/dev/null; then npm install --prefix $(VENV)/peers $(NPM_FLAGS) >/dev/null && touch $@; \
+	else echo "npm is not here: conformance tests against other tools will be skipped"; fi
+
+clean:
+	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
