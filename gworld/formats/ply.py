@@ -194,7 +194,7 @@ def _kind_of(layout: PlyLayout, vertex: PlyElement) -> Kind:
     if all(name in have for name in XYZ) and not any(name in have for name in ("opacity", *DC, *SCALE, *ROTATION)):
         return "points"
     raise InputError(
-        f"`{layout.path}` lacks the properties {', '.join(missing or needed)} of a Gaussian splat PLY, as floats. Export "
+        f"`{layout.path}` lacks the properties {', '.join(missing or needed)} of a splat PLY, as floats. Export "
         "it again from the program that trained it."
     )
 

@@ -65,7 +65,7 @@ def refuse_links(table: SplatTable, path: str | Path) -> None:
 
 
 def logits_from_bytes(values: np.ndarray) -> np.ndarray:
-    """Opacity logits (float32) of 8-bit opacities, finite for 0 and 255 too; `bytes_from_logits` gives the bytes back."""
+    """Opacity logits (float32) of 8-bit opacities, finite for 0 and 255 too; the inverse of `bytes_from_logits`."""
     return _LOGITS[values]
 
 

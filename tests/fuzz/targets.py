@@ -1,0 +1,124 @@
+"""The formats that are fuzzed: one line each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gworld.formats.table import Link, SplatTable, check_table, empty_table
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader and writer in `gworld.formats`; `options` go to the writer, `edit` changes what it wrote."""
+
+    module: str
+    name: str
+    make: Callable[[], Any]
+    shell: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    edit: Callable[[Path], None] | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether the module is there."""
+        return importlib.util.find_spec(f"gworld.formats.{self.module}") is not None
+
+    def function(self, verb: str) -> Callable[..., Any]:
+        """`read_<module>` or `write_<module>`."""
+        return getattr(importlib.import_module(f"gworld.formats.{self.module}"), f"{verb}_{self.module}")
+
+    def write(self, path: Path) -> None:
+        """Write a small valid file or folder."""
+        self.function("write")(self.make(), path, **dict(self.options))
+        if self.edit:
+            self.edit(path)
+
+
+def small_table(degree: int = 1, links: int = 1, count: int = 200) -> SplatTable:
+    """Random Gaussians in every column's usual range."""
+    rng = np.random.default_rng(7)
+    table = empty_table(count, degree)
+    table.means[:] = rng.normal(size=(count, 3))
+    table.quats_wxyz[:] = rng.normal(size=(count, 4))
+    table.log_scales[:] = rng.normal(-4, 1, (count, 3))
+    table.opacity_logits[:] = rng.normal(0, 2, count)
+    table.sh[:] = rng.normal(0, 0.3, table.sh.shape)
+    table.links[:] = rng.integers(0, links, count)
+    names = [Link("world"), *(Link(f"link{i}", (0.1 * i, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)) for i in range(1, links))]
+    return replace(table, link_table=tuple(names), axes="RFU", metric=True)
+
+
+def small_views() -> Any:
+    """Five posed images with a few points."""
+    import torch
+
+    from gworld.scene.cameras import intrinsics, look_at
+    from gworld.scene.views import View, Views
+
+    rng = torch.Generator().manual_seed(7)
+    views = []
+    for index in range(5):
+        pose = look_at(torch.randn(3, generator=rng, dtype=torch.float64) * 3, torch.zeros(3, dtype=torch.float64))
+        K = intrinsics(64, 48, 0.9).double()
+        distortion = (0.01, -0.02, 0.001, 0.002, 0.0, 0.0, 0.0, 0.0)
+        views.append(View(f"frame_{index}.png", 64, 48, K, pose, "opencv", distortion))
+    points = torch.randn(40, 3, generator=rng)
+    return Views(tuple(views), points, torch.full((40, 3), 128, dtype=torch.uint8))
+
+
+def _as_ascii(path: Path) -> None:
+    """Rewrite a PLY of ours as text."""
+    from gworld.formats.ply import read_ply_header
+
+    header = read_ply_header(path)
+    data = path.read_bytes()
+    rows = np.frombuffer(data, header.dtype, header.count, header.offset)
+    text = "\n".join(" ".join(repr(value.item()) for value in row) for row in rows)
+    head = data[: header.offset].replace(b"binary_little_endian", b"ascii")
+    path.write_bytes(head + text.encode() + b"\n")
+
+
+TARGETS = {
+    "ply": Target("ply", "case.ply", lambda: small_table(3, links=3)),
+    "ply_ascii": Target("ply", "case.ply", lambda: small_table(1, count=40), edit=_as_ascii),
+    "compressed_ply": Target("compressed_ply", "case.compressed.ply", lambda: small_table(1, count=300)),
+    "splat": Target("splat", "case.splat", small_table),
+    "spz": Target("spz", "case.spz", small_table, shell="gzip"),
+    "spz4": Target("spz", "case.spz", small_table, shell="ngsp", options=(("version", 4),)),
+    "sog": Target("sog", "case.sog", small_table, shell="zip"),
+    "gltf": Target("gltf", "case.glb", lambda: small_table(1, links=3), shell="glb"),
+    "colmap_bin": Target("colmap", "case", small_views),
+    "colmap_txt": Target("colmap", "case", small_views, options=(("text", True),)),
+    "transforms": Target("transforms", "transforms.json", small_views),
+}
+
+
+def check_result(result: Any, source: str) -> None:
+    """Raise unless a reader's result is sound: shapes, ranges, finite values."""
+    if isinstance(result, SplatTable):
+        count, terms = len(result.means), result.sh.shape[1]
+        shapes = [(count, 3), (count, 4), (count, 3), (count,), (count, terms, 3), (count,)]
+        columns = (result.means, result.quats_wxyz, result.log_scales, result.opacity_logits, result.sh, result.links)
+        assert [column.shape for column in columns] == shapes and terms in (1, 4, 9, 16), "columns do not fit together"
+        assert all(column.dtype == np.float32 for column in columns[:5]), "columns are not float32"
+        assert result.axes in (None, "RDF", "RUB", "RFU"), f"axes {result.axes!r}"
+        check_table(result, source)
+        return
+    import torch
+
+    assert torch.isfinite(result.points).all(), "points are not finite"
+    assert result.points.shape == result.colors.shape, "points and colours do not fit together"
+    for view in result.views:
+        for name, tensor in (("K", view.K), ("world_from_camera", view.world_from_camera)):
+            assert torch.isfinite(tensor).all(), f"{name} of {view.name!r} is not finite"
+        assert view.width > 0 and view.height > 0, f"{view.name!r} has no size"
+        rotation = view.world_from_camera[:3, :3].double()
+        error = (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max()
+        assert error < 1e-3, f"the pose of {view.name!r} is no rotation (off by {float(error):.3g})"
