@@ -71,7 +71,7 @@ def project(
     pose = pose_of_gaussians(gaussians, camera_from_link)
     rotation = pose[:, :3, :3]
     centre = transform_points(pose, gaussians.means[:, None])[:, 0]
-    axes = _projection_jacobian(centre, K, cameras.width, cameras.height) @ rotation @ _scaled_axes(gaussians)
+    axes = _projection_jacobian(centre, K, cameras.width, cameras.height) @ rotation @ scaled_axes(gaussians)
     xx, xy, yy = (axes[:, 0] ** 2).sum(-1), (axes[:, 0] * axes[:, 1]).sum(-1), (axes[:, 1] ** 2).sum(-1)
     # Cauchy-Binet: the determinant as a sum of squares keeps its digits where xx * yy - xy^2 loses them all.
     before = torch.linalg.cross(axes[:, 0], axes[:, 1]).square().sum(-1)
@@ -155,7 +155,7 @@ def _pixel(centre: Float[Tensor, "N 3"], K: Float[Tensor, "3 3"]) -> Float[Tenso
     return centre[:, :2] / centre[:, 2:] * K[[0, 1], [0, 1]] + K[:2, 2]
 
 
-def _scaled_axes(gaussians: Gaussians) -> Float[Tensor, "N 3 3"]:
+def scaled_axes(gaussians: Gaussians) -> Float[Tensor, "N 3 3"]:
     """The square root R S of the covariance: a Gaussian's axes as columns, as long as its standard deviations."""
     quats = gaussians.quats_wxyz / gaussians.quats_wxyz.norm(dim=-1, keepdim=True)
     return matrix_from_quat(quats) * gaussians.log_scales.exp()[:, None, :]

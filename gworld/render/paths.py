@@ -1,0 +1,208 @@
+"""Camera paths: orbits, smooth curves through keyframes, nerfstudio's camera-path files, and a view that fits a scene.
+
+A path is a `Cameras` with one camera per frame. A camera that rides on a link needs no path: give it `links`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.errors import InputError
+from gworld.files import read_json
+from gworld.geometry import (
+    matrix_from_quat,
+    quat_from_matrix,
+    quat_inverse,
+    quat_multiply,
+    rotvec_from_quat,
+    slerp,
+    transform_from,
+)
+from gworld.scene.cameras import Cameras, intrinsics, look_at
+
+MAX_FRAMES = 1_000_000
+MAX_SIZE = 16_384
+MAX_QUANTILE = 1_000_000
+"""Points that go into a percentile; more are thinned evenly."""
+
+
+def orbit(
+    center: Float[Tensor, " 3"], radius: float, height: float, count: int, up: Float[Tensor, " 3"] | None = None
+) -> Float[Tensor, "count 4 4"]:
+    """`world_from_camera` of `count` cameras on a circle that look at `center`, the last one step before the first.
+
+    `radius` and `height` above the centre are in metres along `up` (default +Z); the turn is counter-clockwise seen
+    from above and starts at the +X side.
+    """
+    up = torch.nn.functional.normalize(center.new_tensor([0.0, 0.0, 1.0]) if up is None else up.to(center), dim=0)
+    helper = center.new_tensor([1.0, 0.0, 0.0] if abs(float(up[0])) < 0.9 else [0.0, 1.0, 0.0])
+    first = torch.nn.functional.normalize(helper - (helper @ up) * up, dim=0)
+    second = torch.linalg.cross(up, first)
+    angle = torch.arange(count, dtype=center.dtype, device=center.device)[:, None] * (2 * math.pi / max(count, 1))
+    eye = center + radius * (angle.cos() * first + angle.sin() * second) + height * up
+    return look_at(eye, center.expand_as(eye), up)
+
+
+def path_cameras(world_from_camera: Float[Tensor, "T 4 4"], width: int, height: int, fov_y: float = 0.8) -> Cameras:
+    """One pinhole camera per pose, with square pixels and the vertical field of view `fov_y` in radians."""
+    K = intrinsics(width, height, fov_y).to(world_from_camera)
+    return Cameras(K.expand(len(world_from_camera), 3, 3), world_from_camera, width, height)
+
+
+def spline(keyframes: Cameras, count: int, *, closed: bool = False) -> Cameras:
+    """`count` cameras on a smooth curve through all keyframes; `closed` returns to the first without repeating it.
+
+    Positions and rotations follow one centripetal Catmull-Rom curve (no loops, no overshoot at uneven spacing), the
+    rotations by the same pyramid with slerp in place of lerp; K is interpolated linearly.
+    Raises `InputError` for less than two keyframes. Source: Barry and Goldman, 1988; Yuksel et al., 2011.
+    """
+    number = len(keyframes)
+    if number < 2 or count < 1:
+        raise InputError(f"a spline of {count} frames through {number} keyframes was asked for; 1 and 2 are needed.")
+    positions = keyframes.world_from_camera[:, :3, 3]
+    quats = quat_from_matrix(keyframes.world_from_camera[:, :3, :3])
+    order = torch.arange(number + closed, device=positions.device) % number
+    spacing = _spacing(positions[order], quats[order])
+    knots = torch.cat([spacing.new_zeros(1), spacing.cumsum(0)])
+    steps = torch.arange(count, dtype=knots.dtype, device=knots.device) / max(count - (not closed), 1)
+    times = steps * knots[-1]
+    segment = (torch.searchsorted(knots, times, right=True) - 1).clamp(0, len(spacing) - 1)
+    if closed:
+        spacing = torch.cat([spacing[-1:], spacing, spacing[:1]])
+        around = torch.cat([order.new_tensor([number - 1]), order, order[1:2]])
+        positions, quats = positions[around], quats[around]
+    else:
+        spacing = torch.cat([spacing[:1], spacing, spacing[-1:]])
+        positions, quats = _with_ends(positions, _lerp), _with_ends(quats, slerp)
+    knots = torch.cat([spacing.new_zeros(1), spacing.cumsum(0)])
+    times = times + spacing[0]
+    eye = _catmull_rom(positions, knots, segment, times, _lerp)
+    quat = _catmull_rom(quats, knots, segment, times, slerp)
+    local = (times - knots[segment + 1]) / spacing[segment + 1]
+    K = _lerp(keyframes.K[order[segment]], keyframes.K[order[segment + 1]], local[:, None])
+    pose = transform_from(matrix_from_quat(quat), eye)
+    return replace(keyframes, K=K, world_from_camera=pose, distortion=None, names=(), links=())
+
+
+def fit_view(
+    means: Float[Tensor, "N 3"],
+    width: int,
+    height: int,
+    *,
+    fov_y: float = 0.8,
+    direction: tuple[float, float, float] = (1.0, -1.2, 0.7),
+) -> Cameras:
+    """One camera that frames the bulk of a scene from `direction` (from the scene to the camera, +Z up).
+
+    The middle is the median and the extent the 90th percentile of the distances from it, so that outliers and
+    non-finite points change little.
+    """
+    center, radius = bulk(means)
+    fov_x = 2 * math.atan(math.tan(fov_y / 2) * width / height)
+    distance = radius / math.sin(min(fov_x, fov_y) / 2)
+    away = torch.nn.functional.normalize(center.new_tensor(direction), dim=0)
+    return path_cameras(look_at(center + distance * away, center)[None], width, height, fov_y)
+
+
+def bulk(means: Float[Tensor, "N 3"]) -> tuple[Float[Tensor, " 3"], float]:
+    """Where most of the points are: their median and the 90th percentile of the distance from it (1 without points)."""
+    sound = means.detach()[means.detach().isfinite().all(dim=-1)]
+    sound = sound[:: max(1, len(sound) // MAX_QUANTILE)]
+    if len(sound) == 0:
+        return means.new_zeros(3), 1.0
+    center = sound.median(dim=0).values
+    distance = torch.linalg.vector_norm(sound - center, dim=-1).sort().values
+    radius = float(distance[int(0.9 * (len(distance) - 1))])
+    return center, radius if radius > 0 else max(float(distance[-1]), 1e-3)
+
+
+def read_camera_path(path: str | Path) -> tuple[Cameras, float]:
+    """Cameras and frames per second of a nerfstudio camera-path JSON (perspective ones).
+
+    Its poses are camera-to-world with OpenGL axes, row by row, and its field of view is vertical, in degrees.
+    Raises `InputError` for anything else, naming the file.
+    """
+    data = read_json(path)
+    frames = data.get("camera_path") if isinstance(data, dict) else None
+    if not isinstance(frames, list) or not 1 <= len(frames) <= MAX_FRAMES:
+        raise InputError(f"`{path}` holds no list `camera_path` of 1 to {MAX_FRAMES} cameras; export the path again.")
+    kind = data.get("camera_type", "perspective")
+    if kind != "perspective":
+        raise InputError(f"`{path}` is a path of {kind!r} cameras; only perspective ones can be rendered.")
+    width, height = (int(_number(path, data, name, 1, MAX_SIZE)) for name in ("render_width", "render_height"))
+    if "fps" in data:
+        fps = _number(path, data, "fps", 1e-3, 1000)
+    else:
+        fps = len(frames) / _number(path, data, "seconds", 1e-3, 1e6) if "seconds" in data else 24.0
+    poses, focals = [], []
+    for frame in frames:
+        if not isinstance(frame, dict):
+            raise InputError(f"`{path}` has a camera that is not an object; export the path again.")
+        poses.append(_opencv_pose(path, frame.get("camera_to_world")))
+        focals.append(0.5 * height / math.tan(math.radians(_number(path, frame, "fov", 0.1, 179)) / 2))
+    K = torch.zeros(len(frames), 3, 3)
+    K[:, 0, 0] = K[:, 1, 1] = torch.tensor(focals)
+    K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = width / 2, height / 2, 1.0
+    return Cameras(K, torch.stack(poses), width, height), fps
+
+
+def _opencv_pose(path: str | Path, values: Any) -> Float[Tensor, "4 4"]:
+    """A pose with OpenCV axes from sixteen numbers, flat or as four rows, with OpenGL axes."""
+    rows = values if isinstance(values, list) else []
+    flat = [value for row in rows for value in (row if isinstance(row, list) else [row])]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in flat)
+    if len(flat) != 16 or not numbers or not all(abs(value) < 1e15 for value in flat):
+        raise InputError(f"`{path}` has a `camera_to_world` that is not 4 x 4 finite numbers; export the path again.")
+    pose = torch.tensor(flat, dtype=torch.float64).reshape(4, 4)
+    error = (pose[:3, :3].T @ pose[:3, :3] - torch.eye(3, dtype=torch.float64)).abs().amax()
+    if error > 1e-3 or pose[3].tolist() != [0, 0, 0, 1]:
+        raise InputError(f"`{path}` has a `camera_to_world` that is not a rotation with a position in the last column.")
+    return (pose * pose.new_tensor([1.0, -1.0, -1.0, 1.0])).float()
+
+
+def _number(path: str | Path, data: dict[str, Any], name: str, low: float, high: float) -> float:
+    value = data.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"`{path}` has {name} = {value!r}; a number from {low:g} to {high:g} is needed.")
+    return float(value)
+
+
+def _spacing(positions: Float[Tensor, "K 3"], quats: Float[Tensor, "K 4"]) -> Float[Tensor, " K1"]:
+    """Knot intervals: the square root of how far apart neighbours are, in mean steps and radians together."""
+    distance = positions.diff(dim=0).norm(dim=-1)
+    mean = distance.mean().clamp_min(torch.finfo(distance.dtype).tiny)
+    angle = rotvec_from_quat(quat_multiply(quat_inverse(quats[:-1]), quats[1:])).norm(dim=-1)
+    return (distance / mean + 0.5 * angle).clamp_min(1e-3).sqrt()
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    return start + (end - start) * weight.reshape(-1, *[1] * (start.ndim - 1))
+
+
+def _with_ends(points: Tensor, blend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """The points with one more at each end, mirrored from the neighbour."""
+    two = points.new_tensor([2.0])
+    return torch.cat([blend(points[1:2], points[:1], two), points, blend(points[-2:-1], points[-1:], two)])
+
+
+def _catmull_rom(
+    points: Tensor, knots: Tensor, segment: Tensor, times: Tensor, blend: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The Barry-Goldman pyramid on four neighbours, for whatever `blend` can interpolate and extrapolate."""
+    level = [points[segment + k] for k in range(4)]
+    knot = [knots[segment + k] for k in range(4)]
+
+    def between(first: Tensor, second: Tensor, low: int, high: int) -> Tensor:
+        return blend(first, second, (times - knot[low]) / (knot[high] - knot[low]))
+
+    level = [between(level[k], level[k + 1], k, k + 1) for k in range(3)]
+    level = [between(level[k], level[k + 1], k, k + 2) for k in range(2)]
+    return between(level[0], level[1], 1, 2)

@@ -1,0 +1,189 @@
+"""Frames to files and back: streamed H.264 video, PNG sequences, side-by-side panels.
+
+Frames are `[H, W, 3]`, float in 0..1 or uint8, torch or numpy. Video is BT.709 in limited range and says so, so that
+players show the colours that were rendered. Memory does not grow with the number of frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gworld.errors import InputError, MissingBackendError, UsageError
+from gworld.files import atomic_folder, atomic_write, existing_file
+
+Frame = Tensor | np.ndarray
+BT709, LIMITED = 1, 1
+"""Numbers of ITU-T H.273 for primaries, transfer and matrix; FFmpeg's number for the limited ("MPEG") range."""
+SEPARATOR = 2
+"""Pixels between panels."""
+
+
+def as_uint8(frame: Frame) -> np.ndarray:
+    """A frame as contiguous uint8 `[H, W, 3]`; floats are clamped to 0..1 and rounded, NaN becomes black.
+
+    Raises `InputError` for another shape or an integer type other than uint8.
+    """
+    array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise InputError(f"a frame has shape {list(array.shape)}; [H, W, 3] is needed.")
+    if np.issubdtype(array.dtype, np.floating):
+        array = (np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0).clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise InputError(f"a frame has type {array.dtype}; float in 0..1 or uint8 is needed.")
+    return np.ascontiguousarray(array)
+
+
+def write_video(
+    frames: Iterable[Frame], path: str | Path, fps: float, *, quality: int = 18, preset: str = "veryfast"
+) -> int:
+    """Write frames to an MP4 (H.264, yuv420p) and return how many there were; see `open_video`.
+
+    Raises `InputError` when there is no frame.
+    """
+    count = 0
+    with open_video(path, fps, quality=quality, preset=preset) as add:
+        for frame in frames:
+            add(frame)
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def open_video(
+    path: str | Path, fps: float, *, quality: int = 18, preset: str = "veryfast"
+) -> Iterator[Callable[[Frame], None]]:
+    """Yield a function that adds one frame to an MP4, which appears at `path` when the block ends well.
+
+    Odd sizes grow by one row or column that repeats the border. `quality` is x264's CRF (0 lossless .. 51 worst).
+    Raises `InputError` for frames of differing sizes, or none; `UsageError` for a rate that is not positive.
+    """
+    if not 0 < fps < 10_000:
+        raise UsageError(f"{fps} frames per second cannot be written; a rate above 0 and below 10000 is needed.")
+    with atomic_write(path) as file, _open(file, "w", format="mp4") as container:
+        options = {"crf": str(quality), "preset": preset}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_000), options=options)
+        shapes: list[tuple[int, ...]] = []
+
+        def add(frame: Frame) -> None:
+            pixels = as_uint8(frame)
+            if not shapes:
+                shapes.append(pixels.shape)
+                _configure(stream, pixels.shape[1], pixels.shape[0])
+            if pixels.shape != shapes[0]:
+                raise InputError(f"frame sizes differ in `{path}`: {list(pixels.shape)} after {list(shapes[0])}.")
+            container.mux(stream.encode(_yuv_frame(pixels)))
+
+        yield add
+        if not shapes:
+            raise InputError(f"`{path}` was given no frames; at least one is needed for a video.")
+        container.mux(stream.encode(None))
+
+
+def read_video(path: str | Path) -> Iterator[np.ndarray]:
+    """Yield the frames of an MP4 or MOV file as uint8 `[H, W, 3]`, one at a time.
+
+    Only this container is opened, never a playlist that names other files. Raises `InputError` for anything else.
+    """
+    import av
+
+    file = existing_file(path)
+    with open(file, "rb") as stream:
+        try:
+            with _open(stream, "r", format="mp4") as container:
+                if not container.streams.video:
+                    raise InputError(f"`{file}` holds no video; a file with pictures is needed.")
+                for frame in container.decode(video=0):
+                    yield _rgb_array(frame)
+        except av.error.FFmpegError as error:
+            raise InputError(f"`{file}` cannot be read as MP4: {error.strerror}. Convert it with ffmpeg.") from error
+
+
+def write_pngs(frames: Iterable[Frame], folder: str | Path, *, overwrite: bool = False) -> int:
+    """Write frames as `frame-000000.png` ... into a new folder, which appears when complete; return their number."""
+    from PIL import Image
+
+    count = 0
+    with atomic_folder(folder, overwrite=overwrite) as target:
+        for frame in frames:
+            Image.fromarray(as_uint8(frame)).save(target / f"frame-{count:06d}.png", compress_level=3)
+            count += 1
+        if count == 0:
+            raise InputError(f"`{folder}` was given no frames; at least one is needed.")
+    return count
+
+
+def side_by_side(panels: Sequence[Frame], labels: Sequence[str] = ()) -> np.ndarray:
+    """Frames of one height next to each other, a thin white line between them, each with its label in the corner.
+
+    Returns uint8 `[H, W, 3]`. Raises `InputError` for differing heights or a wrong number of labels.
+    """
+    arrays = [as_uint8(panel) for panel in panels]
+    if not arrays or len({array.shape[0] for array in arrays}) > 1:
+        raise InputError(f"panels of heights {[array.shape[0] for array in arrays]} cannot stand side by side.")
+    if labels and len(labels) != len(arrays):
+        raise InputError(f"{len(labels)} labels were given for {len(arrays)} panels.")
+    arrays = [_labelled(array, label) for array, label in zip(arrays, labels or [""] * len(arrays), strict=True)]
+    line = np.full((arrays[0].shape[0], SEPARATOR, 3), 255, np.uint8)
+    parts = [part for array in arrays for part in (line, array)]
+    return np.concatenate(parts[1:], axis=1)
+
+
+def _labelled(array: np.ndarray, label: str) -> np.ndarray:
+    """White text on a dark strip at the top left, sized to the picture."""
+    if not label:
+        return array
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(array)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(max(10, array.shape[0] // 24))
+    left, top, right, bottom = draw.textbbox((4, 3), label, font=font)
+    draw.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=(0, 0, 0))
+    draw.text((4, 3), label, fill=(255, 255, 255), font=font)
+    return np.asarray(image)
+
+
+def _open(file: Any, mode: str, **options: Any) -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise MissingBackendError(f"video needs the package av ({error}). Run `pip install av`.") from error
+    return av.open(file, mode, **options)
+
+
+def _configure(stream: Any, width: int, height: int) -> None:
+    stream.width, stream.height = width + width % 2, height + height % 2
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.color_primaries = context.color_trc = context.colorspace = BT709
+    context.color_range = LIMITED
+
+
+def _yuv_frame(pixels: np.ndarray) -> Any:
+    import av
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+        format="yuv420p",
+        interpolation=Interpolation.BILINEAR,
+        src_color_range=ColorRange.JPEG,
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+    )
+    frame.color_range, frame.colorspace = LIMITED, BT709
+    return frame
+
+
+def _rgb_array(frame: Any) -> np.ndarray:
+    """RGB of a decoded frame by the colour space it declares (BT.709 where it declares none)."""
+    return frame.to_ndarray(format="rgb24")
