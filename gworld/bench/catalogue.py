@@ -1,0 +1,33 @@
+"""The benches there are: one file each, found by name, yielding rows."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gworld.bench.rows import Row
+from gworld.errors import UsageError
+
+BENCHES = {
+    "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
+    "render": "agreement of the backends and time per frame, beside every renderer that is here",
+}
+
+
+@dataclass(frozen=True)
+class BenchInput:
+    """What a bench may use: real recordings (`data`), a peer program's folder, its seed, and whether to be quick."""
+
+    data: Path | None = None
+    peer: Path | None = None
+    seed: int = 0
+    quick: bool = False
+
+
+def run_bench(name: str, given: BenchInput) -> Iterator[Row]:
+    """Yield the rows of a bench as they are measured; raises `UsageError` for an unknown name."""
+    if name not in BENCHES:
+        raise UsageError(f"there is no bench `{name}`; there are {', '.join(BENCHES)}.")
+    yield from importlib.import_module(f"gworld.bench.{name}").rows(given)

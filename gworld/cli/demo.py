@@ -1,0 +1,89 @@
+"""`gworld demo`: a tour on a generated scene: make a world, write every format, describe it, render it moving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gworld.cli.options import print_json, say
+from gworld.cli.panels import draw_panels
+from gworld.cli.scenes import place_world, render_frames
+from gworld.data.toys import poses_of, tabletop_world, waving_rollout
+from gworld.files import atomic_folder
+from gworld.formats.convert import table_from_gaussians
+from gworld.formats.gltf_write import write_gltf
+from gworld.formats.registry import read_table, write_table
+from gworld.formats.world import save_world
+from gworld.render.api import RenderOptions
+from gworld.render.paths import orbit, path_cameras
+from gworld.render.video import write_video
+from gworld.runlog import track
+
+FORMATS = ("scene.ply", "scene.compressed.ply", "scene.spz", "scene.sog", "scene.splat", "scene.glb")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where the tour goes and how long it is."""
+
+    out: Path = Path("out/demo")
+    """Folder for everything the tour makes."""
+    seconds: float = 4.0
+    """Length of the video."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+    json: bool = False
+    """Print the result as one JSON object on stdout."""
+
+
+def run(options: Options) -> None:
+    """Make the tour; raises `UsageError` when the folder exists and may not be replaced."""
+    start = time.monotonic()
+    with atomic_folder(options.out, overwrite=options.overwrite) as folder:
+        facts = _tour(folder, options.seconds)
+    facts["seconds"] = round(time.monotonic() - start, 2)
+    facts["out"] = str(options.out)
+    if options.json:
+        print_json(facts)
+        return
+    say(f"made {options.out}: world/, {len(FORMATS)} splat files, demo.mp4 ({facts['frames']} frames)")
+    say(f"rendered {facts['render_fps']:.1f} frames per second at 640x480, everything in {facts['seconds']:.1f} s")
+    say(
+        f"next: gworld info {options.out}/world --thumbnail world.png; gworld render {options.out}/world --path cameras"
+    )
+
+
+def _tour(folder: Path, seconds: float) -> dict[str, object]:
+    world = tabletop_world()
+    say(f"a generated table with two robots: {len(world.gaussians):,} Gaussians on {len(world.links)} links")
+    save_world(world, folder / "world")
+    rollout = waving_rollout(world, seconds)
+    table = replace(table_from_gaussians(world.gaussians), link_table=world.links, metric=True)
+    sizes = {}
+    for name in FORMATS:
+        if name.endswith(".glb"):  # the one format here that moves
+            write_gltf(table, folder / name, rollout.times.numpy(), rollout.link_poses.numpy())
+        else:
+            write_table(table, folder / name)
+        sizes[name] = (folder / name).stat().st_size
+        count = len(read_table(folder / name))
+        say(f"  {name:<22} {sizes[name] / 1e6:6.2f} MB, {count:,} Gaussians read back")
+    center = world.gaussians.means.new_tensor([0.0, 0.1, 0.8])
+    poses = poses_of(rollout)
+    cameras = path_cameras(orbit(center, 1.7, 0.9, 2 * len(poses))[len(poses) :], 640, 480, 0.75)
+    world = place_world(world, "auto")
+    panels = ("rgb", "depth", "link_id")
+    outputs = render_frames(world, poses, cameras, panels, RenderOptions(background=(0.88, 0.91, 0.95)), "auto")
+
+    def frames() -> Iterator[np.ndarray]:
+        for output in track(outputs, "frames", total=len(poses)):
+            yield draw_panels(output, panels)
+
+    start = time.monotonic()
+    count = write_video(frames(), folder / "demo.mp4", 30.0)
+    rate = count / (time.monotonic() - start)
+    return {"frames": count, "gaussians": len(world.gaussians), "bytes": sizes, "render_fps": round(rate, 2)}
