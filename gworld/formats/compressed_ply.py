@@ -155,7 +155,7 @@ def _elements(layout: PlyLayout) -> tuple[PlyElement, PlyElement, PlyElement]:
             f"`{layout.path}`: element `sh` has {harmonics.count} rows of {len(harmonics.properties)} coefficients; "
             f"{vertex.count} rows of 9, 24 or 45 are needed. Export the file again."
         )
-    check_count(-(-vertex.count // CHUNK), 1, chunk.count, str(layout.path), "chunks of 256 Gaussians")
+    check_count(-(-vertex.count // CHUNK), 1.0, chunk.count, str(layout.path), "chunks of 256 Gaussians")
     return chunk, vertex, harmonics
 
 

@@ -13,6 +13,9 @@ from gworld.files import existing_file
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 
+_PROTOCOLS = tuple(bytes([number]) for number in (2, 3, 4, 5))
+_FIRST_OPCODES = tuple(bytes([code]) for code in b"\x8a\x8b\x8c\x95\x88\x89}]()cKJMGNXTU")
+
 _NERFSTUDIO = (
     "For a nerfstudio splatfacto run, export a PLY with "
     "`ns-export gaussian-splat --load-config RUN/config.yml --output-dir FOLDER`"
@@ -36,13 +39,8 @@ def looks_like_checkpoint(path: str | Path) -> bool:
         tail = stream.read(65536)
     if head.startswith(b"PK\x03\x04"):  # torch.save since 1.6: a zip with the pickle as a member
         return b"data.pkl" in head or b"data.pkl" in tail
-    # Pickle protocols 2 to 5 announce themselves; a long integer comes first in torch.save before 1.6.
-    return (
-        len(head) > 2
-        and head[0] == 0x80
-        and head[1] in (2, 3, 4, 5)
-        and head[2:3] in (b"\x8a", b"}", b"]", b"c", b"(", b"\x95")
-    )
+    # Pickle protocols 2 to 5 announce themselves; then comes an opcode that can begin a value.
+    return head[:1] == b"\x80" and head[1:2] in _PROTOCOLS and head[2:3] in _FIRST_OPCODES
 
 
 def refuse_checkpoint(path: str | Path) -> NoReturn:

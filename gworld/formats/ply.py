@@ -247,12 +247,15 @@ def _parse_rows(stream: IO[bytes], block: np.ndarray, start: int, header: PlyHea
     for row in range(len(block)):
         words = stream.readline(MAX_LINE_BYTES).split()
         try:
-            values[row] = [float(word) for word in words]
-        except ValueError as error:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = []
+        if len(numbers) != len(names):
             raise InputError(
                 f"`{header.path}`: row {start + row} has {len(words)} words that are not {len(names)} numbers. Copy or "
                 "export the file again."
-            ) from error
+            )
+        values[row] = numbers
     with np.errstate(over="ignore", invalid="ignore"):  # `check_table` refuses what overflows
         for column, name in enumerate(names):
             block[name] = values[:, column]

@@ -213,8 +213,8 @@ def _check_sizes(layout: PlyLayout) -> None:
         if not element.fixed or not element.properties:
             continue
         if layout.encoding == "ascii":  # a digit and a separator are the least a value takes; the last may lack one
-            check_count(element.count, 2 * len(element.properties), available + 1, str(layout.path), element.name)
+            check_count(element.count, 2.0 * len(element.properties), available + 1, str(layout.path), element.name)
         else:
             row = element.row(layout.encoding).itemsize
-            check_count(element.count, row, available, str(layout.path), f"rows of `{element.name}`")
+            check_count(element.count, float(row), available, str(layout.path), f"rows of `{element.name}`")
             available -= element.count * row

@@ -17,6 +17,9 @@ from gworld.scene.harmonics import rgb_from_sh, sh_from_rgb
 
 ROW = np.dtype([("means", "<f4", 3), ("scales", "<f4", 3), ("rgba", "u1", 4), ("rotation", "u1", 4)])
 BLOCK_ROWS = 65536
+ROTATION_ZERO = (
+    127.75  # some programs take byte b for b - 128 and round to it, others for b - 127.5 and cut: the middle
+)
 SMALLEST_SCALE = 1e-17  # a scale of zero is a flat Gaussian; its logarithm must stay finite
 
 
@@ -89,8 +92,8 @@ def _decode(rows: np.ndarray, table: SplatTable, where: slice) -> None:
         table.log_scales[where] = np.log(np.where(rows["scales"] == 0, np.float32(SMALLEST_SCALE), rows["scales"]))
     table.sh[where, 0] = sh_from_rgb(rows["rgba"][:, :3] * np.float32(1 / 255))
     table.opacity_logits[where] = logits_from_bytes(rows["rgba"][:, 3])
-    quats = (rows["rotation"].astype(np.float32) - 128) / 128
-    quats[~quats.any(axis=1), 0] = 1.0  # four bytes of 128 hold no rotation
+    quats = (rows["rotation"].astype(np.float32) - ROTATION_ZERO) / 128
+    quats[(rows["rotation"] == 128).all(axis=1)] = (1, 0, 0, 0)  # four zeros hold no rotation
     table.quats_wxyz[where] = quats
 
 
@@ -102,5 +105,5 @@ def _encode(part: SplatTable) -> np.ndarray:
     rows["rgba"][:, 3] = bytes_from_logits(part.opacity_logits)
     quats = part.quats_wxyz / np.abs(part.quats_wxyz).max(axis=1, keepdims=True)  # squares neither vanish nor overflow
     quats /= np.linalg.norm(quats, axis=1, keepdims=True)
-    rows["rotation"] = np.clip(quats * 128 + 128.5, 0, 255)
+    rows["rotation"] = np.clip(quats * 128 + (ROTATION_ZERO + 0.5), 0, 255)
     return rows
