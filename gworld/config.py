@@ -40,9 +40,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _StrictDumper(yaml.SafeDumper):
+    """Safe YAML that quotes every text the strict loader would take for a number."""
+
+
+_SCIENTIFIC = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+for _kind in (_StrictLoader, _StrictDumper):
+    _kind.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+0123456789"))
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -71,7 +75,8 @@ def load_config(kind: type[T], path: str | Path) -> T:
 def save_config(config: Any, path: str | Path) -> None:
     """Write a config dataclass as YAML, atomically; `load_config` gives back an equal one."""
     with atomic_write(path, "w") as stream:
-        yaml.safe_dump(mapping_from(config), stream, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        plain = mapping_from(config)
+        yaml.dump(plain, stream, _StrictDumper, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def mapping_from(config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar
+from typing import IO, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from gworld.errors import MissingBackendError
 from gworld.files import atomic_write, folder_lock
@@ -20,6 +20,7 @@ T = TypeVar("T")
 SinkName = Literal["wandb", "tensorboard", "rerun"]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where metrics go besides the run folder."""
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.typecheck  # noqa: F401 - the hook below finds it by name
+
 # Every public signature's shapes are checked while the tests run; in use they cost nothing.
-_HOOK = install_import_hook("gworld", "beartype.beartype")
+_HOOK = install_import_hook("gworld", "tests.typecheck.check")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -58,7 +58,7 @@ def surface_table(count: int, seed: int) -> SplatTable:
         quats_wxyz=np.concatenate([1 + normals[:, 2:], -normals[:, 1:2], normals[:, :1], 0 * size], 1).astype(
             np.float32
         ),
-        log_scales=(size + [0.0, -0.3, -2.0] + rng.normal(0, 0.3, (count, 3))).astype(np.float32),
+        log_scales=(size + np.array([0.0, -0.3, -2.0]) + rng.normal(0, 0.3, (count, 3))).astype(np.float32),
         opacity_logits=rng.normal(1.5, 2.0, count).astype(np.float32),
         sh=sh.astype(np.float32),
         links=np.zeros(count, np.int32),
