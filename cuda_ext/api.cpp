@@ -1,0 +1,176 @@
+// The C interface: checks arguments, keeps contexts and tapes, turns exceptions into codes.
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "render.h"
+
+#if !defined(GW_VERSION)
+#define GW_VERSION "0"
+#endif
+
+namespace gw {
+namespace {
+
+bool can_run(int32_t isa) {
+  if (isa == GW_ISA_PORTABLE) return true;
+#if defined(GW_HAVE_AVX2)
+  if (isa == GW_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#if defined(GW_HAVE_AVX512)
+  if (isa == GW_ISA_AVX512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+#endif
+  return false;
+}
+
+const Kernels &kernels_of(int32_t isa) {
+#if defined(GW_HAVE_AVX2)
+  if (isa == GW_ISA_AVX2) return kernels_avx2();
+#endif
+#if defined(GW_HAVE_AVX512)
+  if (isa == GW_ISA_AVX512) return kernels_avx512();
+#endif
+  return kernels_portable();
+}
+
+}  // namespace
+}  // namespace gw
+
+struct gw_tape {
+  std::vector<std::unique_ptr<gw::Frame>> frames;  // [W * C]
+};
+
+struct gw_context {
+  gw_context(int threads, int32_t set) : isa(set), kernels(gw::kernels_of(set)), pool(threads) {}
+  const int32_t isa;
+  const gw::Kernels &kernels;
+  gw::Pool pool;
+  std::mutex mutex;
+  gw::Columns columns;
+  gw::Buffer<gw::LinkPose> poses;
+  gw::BackwardScratch scratch;
+  std::vector<std::unique_ptr<gw::Frame>> spare;
+
+  std::unique_ptr<gw::Frame> take_frame() {
+    if (spare.empty()) return std::make_unique<gw::Frame>();
+    std::unique_ptr<gw::Frame> frame = std::move(spare.back());
+    spare.pop_back();
+    return frame;
+  }
+};
+
+namespace gw {
+namespace {
+
+bool valid(const gw_scene &scene, const gw_views &views, const gw_images &images) {
+  if (scene.count < 0 || scene.count > INT32_MAX - CHUNK || scene.link_count < 1) return false;
+  if (scene.sh_count != 1 && scene.sh_count != 4 && scene.sh_count != 9 && scene.sh_count != 16) return false;
+  if (scene.count && !(scene.means && scene.quats && scene.log_scales && scene.opacity_logits && scene.sh && scene.links))
+    return false;
+  for (int64_t i = 0; i < scene.count; i++)
+    if (scene.links[i] < 0 || scene.links[i] >= scene.link_count) return false;
+  if (views.worlds < 1 || views.cameras < 1 || views.width < 1 || views.height < 1) return false;
+  if (views.width > 1 << 16 || views.height > 1 << 16) return false;
+  if (!(views.near_plane > 0.0f) || !(views.far_plane > views.near_plane)) return false;
+  if (!views.world_from_link || !views.world_from_camera || !views.intrinsics) return false;
+  return !images.flow || (views.previous_world_from_link && views.previous_world_from_camera && views.previous_intrinsics);
+}
+
+ImageView view_of(const gw_images &images, const gw_views &views, size_t index) {
+  const size_t pixels = static_cast<size_t>(views.width) * views.height, at = index * pixels;
+  return {images.rgb ? images.rgb + 3 * at : nullptr, images.alpha ? images.alpha + at : nullptr,
+          images.depth ? images.depth + at : nullptr, images.flow ? images.flow + 2 * at : nullptr,
+          images.link_id ? images.link_id + at : nullptr};
+}
+
+void prepare(gw_context &context, const gw_scene &scene) {
+  const int chunks = chunks_of(scene.count);
+  context.columns.stride = static_cast<size_t>(chunks) * CHUNK;
+  context.columns.memory.reserve(context.columns.stride * Columns::COUNT);
+  context.pool.run(chunks, [&](int chunk) { context.kernels.prepare(scene, context.columns, chunk); });
+}
+
+// The setup of world w and camera c, its poses folded into context.poses.
+ViewSetup setup_of(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images, int w, int c) {
+  const size_t links = static_cast<size_t>(scene.link_count);
+  context.poses.reserve(2 * links);
+  ViewSetup view = setup_view(scene, views, images, c);
+  fold_poses(views.world_from_link + 16 * links * w, views.world_from_camera + 16 * c, scene.link_count, context.poses.data);
+  view.poses = context.poses.data;
+  if (view.want_flow) {
+    fold_poses(views.previous_world_from_link + 16 * links * w, views.previous_world_from_camera + 16 * c,
+               scene.link_count, context.poses.data + links);
+    view.previous_poses = context.poses.data + links;
+  }
+  return view;
+}
+
+int32_t render(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images, gw_tape *tape) {
+  prepare(context, scene);
+  for (int w = 0; w < views.worlds; w++)
+    for (int c = 0; c < views.cameras; c++) {
+      const ViewSetup view = setup_of(context, scene, views, images, w, c);
+      std::unique_ptr<Frame> frame = context.take_frame();
+      const int32_t status = build_frame(context.kernels, scene, context.columns, view, *frame, context.pool);
+      if (status == GW_OK)
+        draw_frame(context.kernels, view, *frame, view_of(images, views, static_cast<size_t>(w) * views.cameras + c), context.pool);
+      (tape ? tape->frames : context.spare).push_back(std::move(frame));
+      if (status != GW_OK) return status;
+    }
+  return GW_OK;
+}
+
+}  // namespace
+}  // namespace gw
+
+extern "C" {
+
+GW_API int32_t gw_abi_version(void) { return GW_ABI_VERSION; }
+GW_API const char *gw_version(void) { return GW_VERSION; }
+GW_API int32_t gw_isa_available(int32_t isa) { return isa == GW_ISA_AUTO || gw::can_run(isa) ? 1 : 0; }
+
+GW_API gw_context *gw_context_create(int32_t threads, int32_t isa) {
+  if (threads < 1 || threads > 4096 || !gw_isa_available(isa)) return nullptr;
+  if (isa == GW_ISA_AUTO)
+    for (isa = GW_ISA_AVX512; !gw::can_run(isa);) isa--;
+  try {
+    return new gw_context(threads, isa);
+  } catch (...) {
+    return nullptr;
+  }
+}
+GW_API void gw_context_destroy(gw_context *context) { delete context; }
+GW_API int32_t gw_context_isa(const gw_context *context) { return context->isa; }
+
+GW_API int32_t gw_render(gw_context *context, const gw_scene *scene, const gw_views *views, const gw_images *images,
+                         gw_tape **tape) {
+  if (!context || !scene || !views || !images || !gw::valid(*scene, *views, *images)) return GW_BAD_ARGUMENT;
+  std::unique_ptr<gw_tape> kept;
+  try {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    if (tape) kept = std::make_unique<gw_tape>();
+    const int32_t status = gw::render(*context, *scene, *views, *images, kept.get());
+    if (status == GW_OK && tape) *tape = kept.release();
+    return status;
+  } catch (...) {
+    return GW_OUT_OF_MEMORY;
+  }
+}
+
+GW_API void gw_tape_release(gw_context *context, gw_tape *tape) {
+  if (!tape) return;
+  const std::unique_ptr<gw_tape> owned(tape);
+  if (!context) return;
+  const std::lock_guard<std::mutex> lock(context->mutex);
+  try {
+    for (auto &frame : owned->frames) context->spare.push_back(std::move(frame));
+  } catch (...) {  // the frames that found no place are freed
+  }
+}
+
+}  // extern "C"
+extern "C" GW_API int32_t gw_backward(gw_context *, const gw_scene *, const gw_views *, const gw_images *,
+                           const gw_images *, gw_tape *, const gw_gradients *) { return GW_UNSUPPORTED; }

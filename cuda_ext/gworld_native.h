@@ -1,0 +1,92 @@
+/* gworld's native renderer: a plain C interface, loaded by ctypes (gworld/render/native.py).
+ *
+ * All tensors are dense, row-major, float32 unless said; shapes stand behind each pointer. Functions return GW_OK or an
+ * error code and never throw. Nothing is global: threads and scratch memory belong to a context, and a context's calls
+ * are serialised. Pictures and gradients have the same bits for any number of threads on one instruction set. */
+#ifndef GWORLD_NATIVE_H
+#define GWORLD_NATIVE_H
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define GW_API __declspec(dllexport)
+#else
+#define GW_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GW_ABI_VERSION 1
+
+enum gw_status { GW_OK = 0, GW_BAD_ARGUMENT = 1, GW_OUT_OF_MEMORY = 2, GW_UNSUPPORTED = 3, GW_TOO_MANY = 4 };
+enum gw_isa { GW_ISA_AUTO = 0, GW_ISA_PORTABLE = 1, GW_ISA_AVX2 = 2, GW_ISA_AVX512 = 3 };
+
+typedef struct gw_context gw_context; /* a thread pool and reusable scratch memory */
+typedef struct gw_tape gw_tape;       /* what one forward call keeps for its backward call */
+
+typedef struct gw_scene {
+  int64_t count;               /* N */
+  int32_t sh_count;            /* K: 1, 4, 9 or 16 */
+  int32_t link_count;          /* L */
+  const float *means;          /* [N,3] in the link's frame, metres */
+  const float *quats;          /* [N,4] wxyz, any length but zero */
+  const float *log_scales;     /* [N,3] */
+  const float *opacity_logits; /* [N] */
+  const float *sh;             /* [N,K,3] */
+  const int32_t *links;        /* [N] in 0..L-1 */
+} gw_scene;
+
+typedef struct gw_views {
+  int32_t worlds, cameras, width, height;
+  const float *world_from_link;            /* [W,L,4,4] rigid */
+  const float *world_from_camera;          /* [C,4,4] rigid */
+  const float *intrinsics;                 /* [C,3,3] pixels */
+  const float *previous_world_from_link;   /* the same three in the previous state, or null when flow is not asked for */
+  const float *previous_world_from_camera;
+  const float *previous_intrinsics;
+  float background[3];
+  float near_plane, far_plane;
+  int32_t antialiased;
+} gw_views;
+
+typedef struct gw_images { /* null: not asked for */
+  float *rgb;              /* [W,C,H,V,3] */
+  float *alpha;            /* [W,C,H,V] */
+  float *depth;            /* [W,C,H,V] */
+  float *flow;             /* [W,C,H,V,2] */
+  int32_t *link_id;        /* [W,C,H,V] */
+} gw_images;
+
+typedef struct gw_gradients { /* null: not asked for; all are overwritten */
+  float *means, *quats, *log_scales, *opacity_logits, *sh;
+  float *world_from_link;            /* [W,L,4,4], last row zero */
+  float *world_from_camera;          /* [C,4,4], last row zero */
+  float *previous_world_from_link;   /* likewise, through flow */
+  float *previous_world_from_camera;
+} gw_gradients;
+
+GW_API int32_t gw_abi_version(void);
+GW_API const char *gw_version(void);
+/* 1 when this machine and this build can run `isa`. */
+GW_API int32_t gw_isa_available(int32_t isa);
+
+/* `threads` >= 1 in all, the caller's included. Null when memory or threads are short or `isa` is not available. */
+GW_API gw_context *gw_context_create(int32_t threads, int32_t isa);
+GW_API void gw_context_destroy(gw_context *context);
+GW_API int32_t gw_context_isa(const gw_context *context);
+
+/* Draws W x C pictures. With `tape` not null, *tape receives what gw_backward needs; give it back by gw_tape_release. */
+GW_API int32_t gw_render(gw_context *context, const gw_scene *scene, const gw_views *views, const gw_images *images,
+                         gw_tape **tape);
+
+/* Gradients of a scalar whose derivatives by the pictures are `image_gradients` (link_id is ignored). `images` are the
+ * pictures gw_render drew: alpha always, and each picture that has a gradient. */
+GW_API int32_t gw_backward(gw_context *context, const gw_scene *scene, const gw_views *views, const gw_images *images,
+                           const gw_images *image_gradients, gw_tape *tape, const gw_gradients *gradients);
+GW_API void gw_tape_release(gw_context *context, gw_tape *tape);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

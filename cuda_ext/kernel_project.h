@@ -1,0 +1,233 @@
+// Projection kernels: the view-independent columns, and a chunk of Gaussians in one view.
+#pragma once
+#include "frame.h"
+#include "simd.h"
+#include "splat_sh.h"
+
+namespace gw {
+namespace GW_ISA {
+
+typedef float float4v __attribute__((vector_size(16)));
+typedef int32_t int4v __attribute__((vector_size(16)));
+
+// Rows start..start+15 of an [N, stride] array; past the end the last row is read again.
+struct RowIndex {
+  alignas(64) int32_t local[LANES];
+  int64_t start;
+  RowIndex(int64_t first, int64_t count) : start(first) {
+    for (int i = 0; i < LANES; i++) local[i] = static_cast<int32_t>(first + i < count ? i : count - 1 - first);
+  }
+  GW_INLINE vf read(const float *base, int stride, int column) const {
+    return gather_(base + start * stride + column, local, stride);
+  }
+};
+
+GW_INLINE vm sound(vf x) { return abs_(x) <= vf(LARGEST); }  // false for NaN
+
+inline void prepare_chunk(const gw_scene &scene, Columns &columns, int chunk) {
+  const int64_t end = chunk * int64_t(CHUNK) + CHUNK < scene.count ? chunk * int64_t(CHUNK) + CHUNK : scene.count;
+  for (int64_t at = chunk * int64_t(CHUNK); at < end; at += LANES) {
+    const RowIndex rows(at, scene.count);
+    vf mean[3], quat[4], log_scale[3], scale[3];
+    vm good = sound(mean[0] = rows.read(scene.means, 3, 0));
+    for (int k = 1; k < 3; k++) good = good & sound(mean[k] = rows.read(scene.means, 3, k));
+    for (int k = 0; k < 4; k++) good = good & sound(quat[k] = rows.read(scene.quats, 4, k));
+    for (int k = 0; k < 3; k++) {
+      good = good & sound(log_scale[k] = rows.read(scene.log_scales, 3, k));
+      scale[k] = exp_(log_scale[k]);
+      good = good & (scale[k] <= vf(LARGEST));
+    }
+    const vf logit = rows.read(scene.opacity_logits, 1, 0);
+    good = good & sound(logit) & (logit >= vf(MIN_LOGIT));
+    const vf norm = sqrt_(fma_(quat[3], quat[3], fma_(quat[2], quat[2], fma_(quat[1], quat[1], quat[0] * quat[0]))));
+    good = good & (norm >= vf(1.0f / LARGEST)) & (norm <= vf(LARGEST));
+    const vf inverse = vf(1.0f) / norm;
+    const Axes<vf> axes = scaled_axes(
+        rotation_columns(quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse),
+        Vec3<vf>{scale[0], scale[1], scale[2]});
+    for (int k = 0; k < 3; k++) {
+      store_(columns.column(k) + at, mean[k]);
+      store_(columns.column(3 + 3 * k) + at, axes.column[k].x);
+      store_(columns.column(4 + 3 * k) + at, axes.column[k].y);
+      store_(columns.column(5 + 3 * k) + at, axes.column[k].z);
+    }
+    store_(columns.column(12) + at, select_(good, max_(log2_sigmoid(logit), vf(MIN_LOG2_ALPHA)), vf(-1e30f)));
+  }
+}
+
+GW_INLINE Vec3<vf> load_mean(const Columns &columns, int64_t at) {
+  return {load_(columns.column(0) + at), load_(columns.column(1) + at), load_(columns.column(2) + at)};
+}
+GW_INLINE Axes<vf> load_axes(const Columns &columns, int64_t at) {
+  Axes<vf> axes;
+  for (int k = 0; k < 3; k++)
+    axes.column[k] = {load_(columns.column(3 + 3 * k) + at), load_(columns.column(4 + 3 * k) + at),
+                      load_(columns.column(5 + 3 * k) + at)};
+  return axes;
+}
+
+// The poses of sixteen Gaussians: broadcast when they share a link, else gathered.
+GW_INLINE Pose<vf> load_pose(const LinkPose *poses, const int32_t links[LANES], bool same) {
+  Pose<vf> pose;
+  const float *first = poses[links[0]].row;
+  vf value[12];
+  for (int k = 0; k < 12; k++) value[k] = same ? vf(first[k]) : gather_(poses[0].row + k, links, 12);
+  for (int k = 0; k < 3; k++) {
+    pose.row[k] = {value[3 * k], value[3 * k + 1], value[3 * k + 2]};
+    pose.shift[k] = value[9 + k];
+  }
+  return pose;
+}
+static_assert(sizeof(LinkPose) == 12 * sizeof(float), "poses are gathered as twelve floats");
+
+struct Links {
+  alignas(64) int32_t of[LANES];
+  bool same;
+  Links(const gw_scene &scene, int64_t at) {
+    int32_t differ = 0;
+    for (int i = 0; i < LANES; i++) {
+      of[i] = scene.links[at + i < scene.count ? at + i : scene.count - 1];
+      differ |= of[i] ^ of[0];
+    }
+    same = differ == 0;
+  }
+};
+
+GW_INLINE Vec3<vf> view_direction(const Pose<vf> &pose, const Vec3<vf> &centre, vf &inverse_length) {
+  const Vec3<vf> d = turn_back(pose, centre);
+  inverse_length = vf(1.0f) / sqrt_(dot(d, d));
+  return scaled(d, inverse_length);
+}
+
+// Colour of one Gaussian; `largest` receives the greatest magnitude among its coefficients, as bits (NaN is greatest).
+GW_INLINE float4v sh_colour(const float *sh, const float *basis, int count, int32_t &largest) {
+  const int4v keep = {0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff};
+  float4v sum = {0.5f, 0.5f, 0.5f, 0.5f};
+  int4v peak = {0, 0, 0, 0};
+  for (int k = 0; k < count; k++) {
+    float4v c = {sh[3 * k], sh[3 * k + 1], sh[3 * k + 2], 0.0f};
+    if (k + 1 < count) memcpy(&c, sh + 3 * k, sizeof c);  // one float past the coefficient is still this Gaussian's
+    sum += c * basis[k * LANES];
+    const int4v bits = (int4v)c & keep;
+    peak = bits > peak ? bits : peak;
+  }
+  largest = peak[0] > peak[1] ? peak[0] : peak[1];
+  largest = largest > peak[2] ? largest : peak[2];
+  return sum;
+}
+
+// Colours of the lanes in `bits` into rgb; returns the lanes whose coefficients are all sound.
+inline uint32_t colour_lanes(const gw_scene &scene, int64_t at, const Vec3<vf> &direction, uint32_t bits, vf rgb[3]) {
+  alignas(64) float basis[16][LANES], out[3][LANES] = {};
+  vf values[16];
+  sh_basis(direction, scene.sh_count, values);
+  for (int k = 0; k < scene.sh_count; k++) store_(basis[k], values[k]);
+  int32_t limit;
+  const float largest_sound = LARGEST;
+  memcpy(&limit, &largest_sound, sizeof limit);
+  uint32_t good = 0;
+  for (uint32_t m = bits; m; m &= m - 1) {
+    const int lane = __builtin_ctz(m);
+    int32_t largest;
+    const float4v c = sh_colour(scene.sh + (at + lane) * 3 * scene.sh_count, &basis[0][lane], scene.sh_count, largest);
+    if (largest > limit) continue;
+    good |= 1u << lane;
+    for (int k = 0; k < 3; k++) out[k][lane] = c[k] > 0.0f ? c[k] : 0.0f;
+  }
+  for (int k = 0; k < 3; k++) rgb[k] = load_(out[k]);
+  return good;
+}
+
+// Pixel columns or rows whose centres the extent covers, as floats; the mask says whether any lies in 0..size-1.
+GW_INLINE vm pixel_span(vf centre, vf extent, int size, vf &first, vf &last) {
+  const vf limit(size - 1.0f);
+  first = ceil_(centre - extent - vf(0.5f));
+  last = floor_(centre + extent - vf(0.5f));
+  const vm any = (first <= last) & (last >= vf(0.0f)) & (first <= limit);
+  first = max_(first, vf(0.0f));
+  last = min_(last, limit);
+  return any;
+}
+
+struct Spans {
+  alignas(64) int32_t x0[LANES], x1[LANES], y0[LANES], y1[LANES];
+};
+
+GW_INLINE vm visible_lanes(const ViewSetup &view, const Projected<vf> &p, vf peak, vm valid, Spans &spans) {
+  vm ok = valid & (p.centre.z > vf(view.near_plane)) & (p.centre.z < vf(view.far_plane)) & (peak >= vf(MIN_LOG2_ALPHA));
+  ok = ok & (p.a <= vf(MAX_COVARIANCE)) & (p.c <= vf(MAX_COVARIANCE));
+  vf x0, x1, y0, y1;
+  ok = ok & pixel_span(p.x, half_extent(peak, p.a), view.width, x0, x1);
+  ok = ok & pixel_span(p.y, half_extent(peak, p.c), view.height, y0, y1);
+  if (!any_(ok)) return ok;
+  const vf to_tile(1.0f / TILE);
+  store_int_(spans.x0, zero_unless_(ok, x0) * to_tile);
+  store_int_(spans.x1, zero_unless_(ok, x1) * to_tile);
+  store_int_(spans.y0, zero_unless_(ok, y0) * to_tile);
+  store_int_(spans.y1, zero_unless_(ok, y1) * to_tile);
+  return ok;
+}
+
+GW_INLINE void flow_of(const ViewSetup &view, const Links &links, const Vec3<vf> &mean, const Projected<vf> &p, vf flow[2]) {
+  const Pose<vf> pose = load_pose(view.previous_poses, links.of, links.same);
+  const Pinhole<vf> camera = pinhole<vf>(view.previous_intrinsics, view.width, view.height);
+  const Vec3<vf> before = move_point(pose, mean);
+  const vm front = before.z > vf(view.near_plane);
+  const vf inverse_z = vf(1.0f) / before.z;
+  flow[0] = zero_unless_(front, p.x - fma_(camera.fx, before.x * inverse_z, camera.cx));
+  flow[1] = zero_unless_(front, p.y - fma_(camera.fy, before.y * inverse_z, camera.cy));
+}
+
+// Writes the lanes in `bits` behind the `count` records that the chunk already has.
+inline uint32_t append_records(Frame &frame, size_t base, uint32_t count, uint32_t bits, const vf fields[16],
+                               const Spans &spans, uint64_t &slots) {
+  vf rows[LANES];
+  transpose_(fields, rows);
+  for (; bits; bits &= bits - 1, count++) {
+    const int lane = __builtin_ctz(bits);
+    const size_t at = base + count;
+    Record &record = frame.records[at];
+    store_(&record.x, rows[lane]);
+    memcpy(&frame.keys[at], &record.z, sizeof record.z);
+    const int x0 = spans.x0[lane], x1 = spans.x1[lane], y0 = spans.y0[lane], y1 = spans.y1[lane];
+    frame.rects[at] = {static_cast<uint16_t>(x0), static_cast<uint16_t>(x1), static_cast<uint16_t>(y0),
+                       static_cast<uint16_t>(y1)};
+    frame.slots[at] = static_cast<uint32_t>(slots);
+    slots += static_cast<uint64_t>(x1 / MACRO - x0 / MACRO + 1) * static_cast<uint64_t>(y1 / MACRO - y0 / MACRO + 1);
+  }
+  return count;
+}
+
+inline void project_chunk(const gw_scene &scene, const Columns &columns, const ViewSetup &view, Frame &frame, int chunk) {
+  const int64_t begin = chunk * int64_t(CHUNK), end = begin + CHUNK < scene.count ? begin + CHUNK : scene.count;
+  const Pinhole<vf> camera = pinhole<vf>(view.intrinsics, view.width, view.height);
+  uint32_t count = 0;
+  uint64_t slots = 0;
+  for (int64_t at = begin; at < end; at += LANES) {
+    const Links links(scene, at);
+    const Pose<vf> pose = load_pose(view.poses, links.of, links.same);
+    const Vec3<vf> mean = load_mean(columns, at);
+    const Projected<vf> p = project(mean, load_axes(columns, at), pose, camera);
+    vf peak = load_(columns.column(12) + at);
+    if (view.antialiased) peak += log2_compensation(p);
+    const uint32_t valid = end - at < LANES ? (1u << (end - at)) - 1 : 0xffffu;
+    Spans spans;
+    uint32_t bits = bits_(visible_lanes(view, p, peak, mask_from_bits_(valid), spans));
+    if (!bits) continue;
+    vf rgb[3] = {vf(0.0f), vf(0.0f), vf(0.0f)}, flow[2] = {vf(0.0f), vf(0.0f)}, inverse_length;
+    bits = colour_lanes(scene, at, view_direction(pose, p.centre, inverse_length), bits, rgb);
+    if (view.want_flow) flow_of(view, links, mean, p, flow);
+    const Ellipse<vf> e = ellipse_of(p);
+    alignas(64) int32_t id[LANES];
+    for (int i = 0; i < LANES; i++) id[i] = static_cast<int32_t>(at + i);
+    const vf fields[16] = {p.x, p.y, e.ux, e.uy, e.vy, peak, e.along_x, e.along_y, rgb[0], rgb[1], rgb[2], p.centre.z,
+                           flow[0], flow[1], load_(reinterpret_cast<const float *>(links.of)),
+                           load_(reinterpret_cast<const float *>(id))};
+    count = append_records(frame, static_cast<size_t>(begin), count, bits, fields, spans, slots);
+  }
+  frame.chunk_count[chunk] = count;
+  frame.chunk_slots[chunk] = slots;
+}
+
+}  // namespace GW_ISA
+}  // namespace gw

@@ -1,0 +1,13 @@
+// The kernels of one instruction set as a table; included once per isa_*.cpp.
+#pragma once
+//B
+#include "kernel_project.h"
+#include "kernel_raster.h"
+
+namespace gw {
+namespace GW_ISA {
+
+inline const Kernels table = {prepare_chunk, project_chunk, raster_any_tile, nullptr, nullptr};
+
+}  // namespace GW_ISA
+}  // namespace gw

@@ -1,0 +1,69 @@
+#include "render.h"
+
+#include <cstring>
+
+#include "lists.h"
+
+namespace gw {
+
+void fold_poses(const float *world_from_link, const float *world_from_camera, int links, LinkPose *poses) {
+  const float *camera = world_from_camera;
+  for (int l = 0; l < links; l++) {
+    const float *link = world_from_link + 16 * static_cast<size_t>(l);
+    for (int i = 0; i < 3; i++) {  // row i of the camera's rotation transposed
+      double shift = 0;
+      for (int k = 0; k < 3; k++) shift += double(camera[4 * k + i]) * (double(link[4 * k + 3]) - camera[4 * k + 3]);
+      poses[l].shift[i] = static_cast<float>(shift);
+      for (int j = 0; j < 3; j++) {
+        double sum = 0;
+        for (int k = 0; k < 3; k++) sum += double(camera[4 * k + i]) * link[4 * k + j];
+        poses[l].row[3 * i + j] = static_cast<float>(sum);
+      }
+    }
+  }
+}
+
+ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_images &images, int camera) {
+  ViewSetup view = {};
+  view.width = views.width;
+  view.height = views.height;
+  view.tiles_x = (views.width + TILE - 1) / TILE;
+  view.tiles_y = (views.height + TILE - 1) / TILE;
+  view.macros_x = (view.tiles_x + MACRO - 1) / MACRO;
+  view.macros_y = (view.tiles_y + MACRO - 1) / MACRO;
+  std::memcpy(view.intrinsics, views.intrinsics + 9 * camera, sizeof view.intrinsics);
+  view.want_flow = images.flow != nullptr;
+  if (view.want_flow) std::memcpy(view.previous_intrinsics, views.previous_intrinsics + 9 * camera, sizeof view.intrinsics);
+  view.near_plane = views.near_plane;
+  view.far_plane = views.far_plane;
+  std::memcpy(view.background, views.background, sizeof view.background);
+  view.antialiased = views.antialiased != 0;
+  view.link_count = scene.link_count;
+  return view;
+}
+
+int32_t build_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
+                    Frame &frame, Pool &pool) {
+  const int chunks = chunks_of(scene.count);
+  const size_t padded = static_cast<size_t>(chunks) * CHUNK;
+  frame.records.reserve(padded);
+  frame.rects.reserve(padded);
+  frame.keys.reserve(padded);
+  frame.slots.reserve(padded);
+  frame.chunk_count.reserve(chunks);
+  frame.chunk_slots.reserve(chunks + 1);
+  pool.run(chunks, [&](int chunk) { kernels.project(scene, columns, view, frame, chunk); });
+  sort_by_depth(frame, chunks, pool);
+  return fill_tile_lists(view, frame, pool) ? GW_OK : GW_TOO_MANY;
+}
+
+void draw_frame(const Kernels &kernels, const ViewSetup &view, const Frame &frame, const ImageView &images, Pool &pool) {
+  constexpr int AT_ONCE = 4;
+  const int tiles = view.tiles_x * view.tiles_y;
+  pool.run((tiles + AT_ONCE - 1) / AT_ONCE, [&](int task) {
+    const int end = (task + 1) * AT_ONCE < tiles ? (task + 1) * AT_ONCE : tiles;
+    for (int tile = task * AT_ONCE; tile < end; tile++) kernels.raster(view, frame, images, tile);
+  });
+}
+
+}  // namespace gw

@@ -1,0 +1,124 @@
+// AVX2 and FMA: sixteen floats in two registers, masks as all-ones lanes.
+#pragma once
+#include <immintrin.h>
+
+namespace gw {
+namespace GW_ISA {
+
+struct vm {
+  __m256 a, b;
+};
+struct vf {
+  __m256 a, b;
+  vf() = default;
+  GW_INLINE vf(__m256 x, __m256 y) : a(x), b(y) {}
+  GW_INLINE vf(float x) : a(_mm256_set1_ps(x)), b(a) {}
+};
+
+GW_INLINE vf load_(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+GW_INLINE void store_(float *p, vf x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+GW_INLINE vf operator+(vf x, vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+GW_INLINE vf operator-(vf x, vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+GW_INLINE vf operator*(vf x, vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+GW_INLINE vf operator/(vf x, vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+GW_INLINE vf fma_(vf x, vf y, vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+GW_INLINE vf fnma_(vf x, vf y, vf z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+GW_INLINE vf min_(vf x, vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+GW_INLINE vf max_(vf x, vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+GW_INLINE vf sqrt_(vf x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
+GW_INLINE vf round_(vf x) { return {_mm256_round_ps(x.a, 8), _mm256_round_ps(x.b, 8)}; }
+GW_INLINE vf floor_(vf x) { return {_mm256_round_ps(x.a, 9), _mm256_round_ps(x.b, 9)}; }
+GW_INLINE vf ceil_(vf x) { return {_mm256_round_ps(x.a, 10), _mm256_round_ps(x.b, 10)}; }
+GW_INLINE __m256 scale2_half(__m256 x, __m256 power) {
+  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(power), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift));
+}
+GW_INLINE vf scale2_(vf x, vf power) { return {scale2_half(x.a, power.a), scale2_half(x.b, power.b)}; }
+GW_INLINE __m256 exponent_half(__m256 x) {
+  const __m256i e = _mm256_srli_epi32(_mm256_castps_si256(x), 23);
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
+}
+GW_INLINE __m256 mantissa_half(__m256 x) {
+  const __m256i m = _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x007fffff));
+  return _mm256_castsi256_ps(_mm256_or_si256(m, _mm256_set1_epi32(0x3f800000)));
+}
+GW_INLINE void split2_(vf x, vf &mantissa, vf &exponent) {
+  exponent = {exponent_half(x.a), exponent_half(x.b)};
+  mantissa = {mantissa_half(x.a), mantissa_half(x.b)};
+}
+GW_INLINE __m256 reciprocal_half(__m256 x) {
+  const __m256 r = _mm256_rcp_ps(x);
+  return _mm256_mul_ps(r, _mm256_fnmadd_ps(x, r, _mm256_set1_ps(2.0f)));
+}
+GW_INLINE vf reciprocal_(vf x) { return {reciprocal_half(x.a), reciprocal_half(x.b)}; }
+
+GW_INLINE vm operator<(vf x, vf y) { return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)}; }
+GW_INLINE vm operator<=(vf x, vf y) { return {_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ)}; }
+GW_INLINE vm operator>(vf x, vf y) { return {_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)}; }
+GW_INLINE vm operator>=(vf x, vf y) { return {_mm256_cmp_ps(x.a, y.a, _CMP_GE_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ)}; }
+GW_INLINE vm operator&(vm x, vm y) { return {_mm256_and_ps(x.a, y.a), _mm256_and_ps(x.b, y.b)}; }
+GW_INLINE vm operator|(vm x, vm y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_ps(x.b, y.b)}; }
+GW_INLINE vf select_(vm m, vf x, vf y) { return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)}; }
+GW_INLINE vf zero_unless_(vm m, vf x) { return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)}; }
+GW_INLINE vf mul_if_(vm m, vf x, vf y) { return zero_unless_(m, x * y); }
+GW_INLINE uint32_t bits_(vm m) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(m.a)) | static_cast<uint32_t>(_mm256_movemask_ps(m.b)) << 8;
+}
+GW_INLINE bool any_(vm m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
+GW_INLINE vm mask_from_bits_(uint32_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), all = _mm256_set1_epi32(static_cast<int>(bits));
+  const __m256i high = _mm256_slli_epi32(lane, 8);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane)),
+          _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, high), high))};
+}
+GW_INLINE float sum_(vf x) {
+  const __m256 s = _mm256_add_ps(x.a, x.b);
+  __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_add_ss(t, _mm_shuffle_ps(t, t, 1)));
+}
+GW_INLINE vf load_int_(const int32_t *p) {
+  return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))),
+          _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p + 8)))};
+}
+GW_INLINE void store_int_(int32_t *p, vf x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_cvttps_epi32(x.a));
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p + 8), _mm256_cvttps_epi32(x.b));
+}
+
+// Reads lane i from base[index[i] * stride].
+GW_INLINE vf gather_(const float *base, const int32_t *index, int stride) {
+  const __m256i by = _mm256_set1_epi32(stride);
+  const __m256i low = _mm256_mullo_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(index)), by);
+  const __m256i high = _mm256_mullo_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(index + 8)), by);
+  return {_mm256_i32gather_ps(base, low, 4), _mm256_i32gather_ps(base, high, 4)};
+}
+// Reads lane i from base[i * stride].
+GW_INLINE vf strided_(const float *base, int stride) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i at = _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride));
+  return {_mm256_i32gather_ps(base, at, 4), _mm256_i32gather_ps(base + 8 * stride, at, 4)};
+}
+
+// Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
+template <class Lists>
+GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t, Lists &lists) {
+  for (int i = 0; i < 16; i++)
+    for (uint32_t m = masks[i]; m; m &= m - 1) {
+      const int block = __builtin_ctz(m);
+      lists.values[block][lists.count[block]++] = values[i];
+    }
+}
+
+// rows[i] = sixteen consecutive floats, row i of the 16 x 16 matrix whose columns are given.
+GW_INLINE void transpose_(const vf columns[16], vf rows[16]) {
+  alignas(32) float matrix[16][16];
+  for (int i = 0; i < 16; i++) store_(matrix[i], columns[i]);
+  for (int i = 0; i < 16; i++) rows[i] = strided_(&matrix[0][i], 16);
+}
+
+}  // namespace GW_ISA
+}  // namespace gw

@@ -1,0 +1,106 @@
+// AVX-512 (F, BW, DQ, VL): sixteen floats in one register, masks in mask registers.
+#pragma once
+#include <immintrin.h>
+
+namespace gw {
+namespace GW_ISA {
+
+struct vm {
+  __mmask16 m;
+};
+struct vf {
+  __m512 v;
+  vf() = default;
+  GW_INLINE vf(__m512 x) : v(x) {}
+  GW_INLINE vf(float x) : v(_mm512_set1_ps(x)) {}
+};
+
+GW_INLINE vf load_(const float *p) { return _mm512_loadu_ps(p); }
+GW_INLINE void store_(float *p, vf a) { _mm512_storeu_ps(p, a.v); }
+GW_INLINE vf operator+(vf a, vf b) { return _mm512_add_ps(a.v, b.v); }
+GW_INLINE vf operator-(vf a, vf b) { return _mm512_sub_ps(a.v, b.v); }
+GW_INLINE vf operator*(vf a, vf b) { return _mm512_mul_ps(a.v, b.v); }
+GW_INLINE vf operator/(vf a, vf b) { return _mm512_div_ps(a.v, b.v); }
+GW_INLINE vf fma_(vf a, vf b, vf c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+GW_INLINE vf fnma_(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }
+GW_INLINE vf min_(vf a, vf b) { return _mm512_min_ps(a.v, b.v); }
+GW_INLINE vf max_(vf a, vf b) { return _mm512_max_ps(a.v, b.v); }
+GW_INLINE vf sqrt_(vf a) { return _mm512_sqrt_ps(a.v); }
+GW_INLINE vf round_(vf a) { return _mm512_roundscale_ps(a.v, 0); }
+GW_INLINE vf floor_(vf a) { return _mm512_roundscale_ps(a.v, 1); }
+GW_INLINE vf ceil_(vf a) { return _mm512_roundscale_ps(a.v, 2); }
+GW_INLINE vf scale2_(vf a, vf power) { return _mm512_scalef_ps(a.v, power.v); }
+GW_INLINE void split2_(vf x, vf &mantissa, vf &exponent) {
+  exponent = _mm512_getexp_ps(x.v);
+  mantissa = _mm512_getmant_ps(x.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src);
+}
+GW_INLINE vf reciprocal_(vf a) { /* one Newton step: 1e-7 relative */
+  const __m512 r = _mm512_rcp14_ps(a.v);
+  return _mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)));
+}
+
+GW_INLINE vm operator<(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+GW_INLINE vm operator<=(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+GW_INLINE vm operator>(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+GW_INLINE vm operator>=(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+GW_INLINE vm operator&(vm a, vm b) { return {static_cast<__mmask16>(a.m & b.m)}; }
+GW_INLINE vm operator|(vm a, vm b) { return {static_cast<__mmask16>(a.m | b.m)}; }
+GW_INLINE vf select_(vm m, vf a, vf b) { return _mm512_mask_mov_ps(b.v, m.m, a.v); }
+GW_INLINE vf zero_unless_(vm m, vf a) { return _mm512_maskz_mov_ps(m.m, a.v); }
+GW_INLINE vf mul_if_(vm m, vf a, vf b) { return _mm512_maskz_mul_ps(m.m, a.v, b.v); }
+GW_INLINE uint32_t bits_(vm m) { return m.m; }
+GW_INLINE bool any_(vm m) { return m.m != 0; }
+GW_INLINE vm mask_from_bits_(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
+GW_INLINE float sum_(vf a) { return _mm512_reduce_add_ps(a.v); }
+GW_INLINE vf load_int_(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+GW_INLINE void store_int_(int32_t *p, vf a) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(a.v)); }
+
+// Reads lane i from base[index[i] * stride].
+GW_INLINE vf gather_(const float *base, const int32_t *index, int stride) {
+  const __m512i at = _mm512_mullo_epi32(_mm512_loadu_si512(index), _mm512_set1_epi32(stride));
+  return _mm512_i32gather_ps(at, base, 4);
+}
+// Reads lane i from base[i * stride].
+GW_INLINE vf strided_(const float *base, int stride) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 4);
+}
+
+// Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
+template <class Lists>
+GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t blocks, Lists &lists) {
+  const __m256i m = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(masks));
+  const __m512i v = _mm512_loadu_si512(values);
+  for (; blocks; blocks &= blocks - 1) {
+    const int block = __builtin_ctz(blocks);
+    const __mmask16 in = _mm256_test_epi16_mask(m, _mm256_set1_epi16(static_cast<int16_t>(1u << block)));
+    _mm512_storeu_si512(lists.values[block] + lists.count[block], _mm512_maskz_compress_epi32(in, v));
+    lists.count[block] += __builtin_popcount(in);
+  }
+}
+
+// rows[i] = sixteen consecutive floats, row i of the 16 x 16 matrix whose columns are given.
+GW_INLINE void transpose_(const vf columns[16], vf rows[16]) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(columns[i].v, columns[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(columns[i].v, columns[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xEE);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; i++) {
+    const __m512 c0 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88), c1 = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xDD);
+    const __m512 d0 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88), d1 = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xDD);
+    rows[i] = _mm512_shuffle_f32x4(c0, d0, 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(c0, d0, 0xDD);
+    rows[i + 4] = _mm512_shuffle_f32x4(c1, d1, 0x88);
+    rows[i + 12] = _mm512_shuffle_f32x4(c1, d1, 0xDD);
+  }
+}
+
+}  // namespace GW_ISA
+}  // namespace gw

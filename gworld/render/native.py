@@ -1,0 +1,354 @@
+"""The native renderer: cuda_ext's C interface called through ctypes, as one differentiable torch function.
+
+The library is looked for in `GWORLD_NATIVE_DIR`, beside the package, and where the installed distribution keeps its
+files (editable installs). Each (threads, instruction set) gets one context, which owns threads and scratch memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gworld.errors import GWorldError, InputError, MissingBackendError, ResourceError
+from gworld.render.api import OUTPUTS, OutputName, Previous, RenderOptions, RenderOutput
+from gworld.scene.cameras import Cameras
+from gworld.scene.gaussians import Gaussians
+
+ABI_VERSION = 1
+ISAS = ("auto", "portable", "avx2", "avx512")
+SHAPES = {"rgb": (3,), "alpha": (), "depth": (), "link_id": (), "flow": (2,)}
+
+
+class _Scene(ctypes.Structure):
+    _fields_ = [
+        ("count", c_int64),
+        ("sh_count", c_int32),
+        ("link_count", c_int32),
+        *[(name, c_void_p) for name in ("means", "quats", "log_scales", "opacity_logits", "sh", "links")],
+    ]
+
+
+class _Views(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_int32) for name in ("worlds", "cameras", "width", "height")],
+        *[(name, c_void_p) for name in ("world_from_link", "world_from_camera", "intrinsics")],
+        *[(f"previous_{name}", c_void_p) for name in ("world_from_link", "world_from_camera", "intrinsics")],
+        ("background", c_float * 3),
+        ("near_plane", c_float),
+        ("far_plane", c_float),
+        ("antialiased", c_int32),
+    ]
+
+
+class _Images(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("rgb", "alpha", "depth", "flow", "link_id")]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("means", "quats", "log_scales", "opacity_logits", "sh")],
+        *[(name, c_void_p) for name in ("world_from_link", "world_from_camera")],
+        *[(f"previous_{name}", c_void_p) for name in ("world_from_link", "world_from_camera")],
+    ]
+
+
+def native_status(kind: Literal["cpu", "cuda"]) -> str | None:
+    """None when the native renderer of `kind` can run here, else one sentence: why not and what to do."""
+    try:
+        _library(kind)
+    except MissingBackendError as error:
+        return str(error)
+    return None
+
+
+def native_version() -> str:
+    """Version of the loaded CPU library. Raises `MissingBackendError` when there is none."""
+    return str(_library("cpu").gw_version().decode())
+
+
+def native_isas() -> tuple[str, ...]:
+    """Instruction sets that the CPU library can use on this machine, slowest first."""
+    library = _library("cpu")
+    return tuple(name for index, name in enumerate(ISAS) if index and library.gw_isa_available(index))
+
+
+def render_native_cpu(
+    gaussians: Gaussians,
+    world_from_link: Tensor,
+    cameras: Cameras,
+    outputs: Sequence[OutputName] = ("rgb", "alpha"),
+    previous: Previous | None = None,
+    options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
+) -> RenderOutput:
+    """Render W worlds x C cameras on the CPU in float32; the `Backend` that needs no GPU.
+
+    Differentiable by every Gaussian attribute and by link and camera poses, the previous ones (through flow) included.
+    The same bits for any number of threads (`GWORLD_THREADS`, else the cores this process may use) on one instruction
+    set (`GWORLD_ISA`: auto, portable, avx2, avx512). Raises `MissingBackendError` without the library, `InputError` for
+    soft bodies and bad sizes, `ResourceError` when memory is short.
+    """
+    if gaussians.soft_links is not None:
+        raise InputError("the native renderer does not blend the links of soft bodies. Use backend reference.")
+    before = previous if "flow" in outputs else None
+    if "flow" in outputs and before is None:
+        raise InputError("flow was asked for without `previous`; give (world_from_link, cameras) of the state before.")
+    tensors = [gaussians.means, gaussians.quats_wxyz, gaussians.log_scales, gaussians.opacity_logits, gaussians.sh]
+    tensors += [world_from_link, cameras.world_from_camera]
+    if before is not None:
+        tensors += [before[0], before[1].world_from_camera]
+    tensors = [_dense(tensor) for tensor in tensors]
+    request = _Request(
+        context=_context(os.getpid(), _threads(), _isa()),
+        links=gaussians.links.detach().to(device="cpu", dtype=torch.int32).contiguous(),
+        intrinsics=_dense(cameras.K.detach()),
+        previous_intrinsics=None if before is None else _dense(before[1].K.detach()),
+        width=cameras.width,
+        height=cameras.height,
+        outputs=tuple(outputs),
+        options=options,
+    )
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        pictures = _Render.apply(request, *tensors)
+    else:
+        pictures = request.draw(tensors, None)
+    return RenderOutput(**{name: picture for name, picture in zip(OUTPUTS, pictures, strict=True) if name in outputs})
+
+
+def render_native_cuda(
+    gaussians: Gaussians,
+    world_from_link: Tensor,
+    cameras: Cameras,
+    outputs: Sequence[OutputName] = ("rgb", "alpha"),
+    previous: Previous | None = None,
+    options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
+) -> RenderOutput:
+    """Render on a CUDA device; raises `MissingBackendError` while this build has no CUDA kernels."""
+    raise MissingBackendError(native_status("cuda") or "this build of the native renderer has no CUDA kernels.")
+
+
+class _Context:
+    """A gw_context and the library it belongs to."""
+
+    def __init__(self, threads: int, isa: int) -> None:
+        self.library = _library("cpu")
+        self.handle = c_void_p(self.library.gw_context_create(threads, isa))
+        if not self.handle:
+            raise MissingBackendError(
+                f"the native renderer cannot start {threads} threads with the instruction set {ISAS[isa]}. "
+                "Set GWORLD_THREADS lower, or GWORLD_ISA=auto."
+            )
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None) and not sys.is_finalizing():
+            self.library.gw_context_destroy(self.handle)
+
+
+class _Tape:
+    """What one forward pass keeps for its backward pass; given back to the context when dropped."""
+
+    def __init__(self, context: _Context) -> None:
+        self.context = context
+        self.handle = c_void_p()
+
+    def __del__(self) -> None:
+        if self.handle and not sys.is_finalizing():
+            self.context.library.gw_tape_release(self.context.handle, self.handle)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One call apart from its differentiable tensors (means quats log_scales opacity_logits sh, poses, cameras, and
+    previous poses and cameras)."""
+
+    context: _Context
+    links: Tensor
+    intrinsics: Tensor
+    previous_intrinsics: Tensor | None
+    width: int
+    height: int
+    outputs: tuple[OutputName, ...]
+    options: RenderOptions
+
+    def draw(self, tensors: Sequence[Tensor], tape: _Tape | None) -> tuple[Tensor | None, ...]:
+        """The pictures in the order of OUTPUTS; alpha is drawn also when only a tape needs it."""
+        shape = (len(tensors[5]), len(tensors[6]), self.height, self.width)
+        pictures: dict[str, Tensor] = {}
+        for name in OUTPUTS:
+            if name in self.outputs or (tape is not None and name == "alpha"):
+                dtype = torch.int32 if name == "link_id" else torch.float32
+                pictures[name] = torch.empty(shape + SHAPES[name], dtype=dtype)
+        _check(
+            self.context.library.gw_render(
+                self.context.handle,
+                ctypes.byref(self.scene(tensors)),
+                ctypes.byref(self.views(tensors)),
+                ctypes.byref(_images(pictures)),
+                None if tape is None else ctypes.byref(tape.handle),
+            )
+        )
+        return tuple(pictures.get(name) for name in OUTPUTS)
+
+    def scene(self, tensors: Sequence[Tensor]) -> _Scene:
+        """The C struct of the Gaussians."""
+        means, quats, log_scales, logits, sh, world_from_link = tensors[:6]
+        pointers = [tensor.data_ptr() for tensor in (means, quats, log_scales, logits, sh, self.links)]
+        return _Scene(len(means), sh.shape[1], world_from_link.shape[1], *pointers)
+
+    def views(self, tensors: Sequence[Tensor]) -> _Views:
+        """The C struct of poses, cameras and options."""
+        poses, cameras = tensors[5:7]
+        before = [tensor.data_ptr() for tensor in tensors[7:9]] or [None, None]
+        before.append(None if self.previous_intrinsics is None else self.previous_intrinsics.data_ptr())
+        return _Views(
+            *(len(poses), len(cameras), self.width, self.height),
+            *(poses.data_ptr(), cameras.data_ptr(), self.intrinsics.data_ptr()),
+            *before,
+            (c_float * 3)(*self.options.background),
+            self.options.near,
+            min(self.options.far, 3e38),
+            self.options.antialiased,
+        )
+
+
+class _Render(torch.autograd.Function):
+    """The renderer as autograd sees it: request and differentiable tensors in, pictures in the order of OUTPUTS out."""
+
+    @staticmethod
+    def forward(ctx: Any, request: _Request, *tensors: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.request, ctx.tape = request, _Tape(request.context)
+        pictures = request.draw(tensors, ctx.tape)
+        ctx.mark_non_differentiable(*[p for p in pictures if p is not None and not p.is_floating_point()])
+        ctx.drawn = [picture is not None for picture in pictures]
+        ctx.save_for_backward(*tensors, *[picture for picture in pictures if picture is not None])
+        ctx.count = len(tensors)
+        return pictures
+
+    @staticmethod
+    def backward(ctx: Any, *image_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors, saved = ctx.saved_tensors[: ctx.count], iter(ctx.saved_tensors[ctx.count :])
+        pictures = {name: next(saved) for name, drawn in zip(OUTPUTS, ctx.drawn, strict=True) if drawn}
+        incoming = {
+            name: _dense(gradient)
+            for name, gradient in zip(OUTPUTS, image_gradients, strict=True)
+            if gradient is not None and name != "link_id"
+        }
+        wanted = ctx.needs_input_grad[1:]
+        gradients = [torch.empty_like(tensor) if want else None for tensor, want in zip(tensors, wanted, strict=True)]
+        pointers = [None if gradient is None else gradient.data_ptr() for gradient in gradients]
+        request: _Request = ctx.request
+        _check(
+            request.context.library.gw_backward(
+                request.context.handle,
+                ctypes.byref(request.scene(tensors)),
+                ctypes.byref(request.views(tensors)),
+                ctypes.byref(_images(pictures)),
+                ctypes.byref(_images(incoming)),
+                ctx.tape.handle,
+                ctypes.byref(_Gradients(*pointers)),
+            )
+        )
+        return (None, *gradients)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def _images(pictures: dict[str, Tensor]) -> _Images:
+    return _Images(**{name: picture.data_ptr() for name, picture in pictures.items()})
+
+
+def _check(status: int) -> None:
+    if status == 0:
+        return
+    reasons: dict[int, GWorldError] = {
+        1: InputError("the native renderer was given shapes, links or planes that do not fit together."),
+        2: ResourceError("the native renderer ran out of memory. Render fewer views, or smaller ones, at a time."),
+        4: ResourceError("the Gaussians cover too many image tiles in one view. Render a smaller image."),
+    }
+    raise reasons.get(status, GWorldError(f"the native renderer failed with code {status}."))
+
+
+def _threads() -> int:
+    given = os.environ.get("GWORLD_THREADS", "")
+    if given:
+        if not given.isdigit() or not 1 <= int(given) <= 1024:
+            raise InputError(f"GWORLD_THREADS is {given!r}; a number from 1 to 1024 is needed.")
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _isa() -> int:
+    name = os.environ.get("GWORLD_ISA", "auto")
+    if name not in ISAS:
+        raise InputError(f"GWORLD_ISA is {name!r}; one of {', '.join(ISAS)} is needed.")
+    return ISAS.index(name)
+
+
+@lru_cache(maxsize=4)
+def _context(process: int, threads: int, isa: int) -> _Context:
+    """One context per process (a fork has no threads), thread count and instruction set."""
+    return _Context(threads, isa)
+
+
+def _folders() -> Iterator[Path]:
+    if os.environ.get("GWORLD_NATIVE_DIR"):
+        yield Path(os.environ["GWORLD_NATIVE_DIR"])
+    yield Path(__file__).resolve().parent.parent
+    try:
+        for file in metadata.files("gworld") or []:
+            if file.name.startswith("libgworld_"):
+                yield Path(str(file.locate())).parent
+    except metadata.PackageNotFoundError:
+        return
+
+
+def _library(kind: str) -> ctypes.CDLL:
+    return _load(kind, tuple(_folders()))
+
+
+@lru_cache(maxsize=8)
+def _load(kind: str, folders: tuple[Path, ...]) -> ctypes.CDLL:
+    name = f"libgworld_{kind}.so"
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        way_out = "a C++ compiler" if kind == "cpu" else "nvcc"
+        raise MissingBackendError(
+            f"the native renderer {name} is not installed. Reinstall gworld where {way_out} is present, or use backend "
+            "reference."
+        )
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise MissingBackendError(f"`{path}` cannot be loaded ({error}). Reinstall gworld on this machine.") from error
+    if not hasattr(library, "gw_abi_version") or library.gw_abi_version() != ABI_VERSION:
+        raise MissingBackendError(f"`{path}` is of another version of gworld. Reinstall gworld on this machine.")
+    if kind == "cpu":
+        _declare(library)
+    return library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.gw_version.restype = ctypes.c_char_p
+    library.gw_context_create.restype = c_void_p
+    library.gw_context_destroy.argtypes = [c_void_p]
+    library.gw_context_destroy.restype = None
+    library.gw_render.argtypes = [c_void_p, POINTER(_Scene), POINTER(_Views), POINTER(_Images), c_void_p]
+    library.gw_backward.argtypes = [
+        *[c_void_p, POINTER(_Scene), POINTER(_Views), POINTER(_Images), POINTER(_Images), c_void_p],
+        POINTER(_Gradients),
+    ]
+    library.gw_tape_release.argtypes = [c_void_p, c_void_p]
+    library.gw_tape_release.restype = None
