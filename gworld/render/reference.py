@@ -130,8 +130,9 @@ def _blend(layers: Layers, box: Box) -> tuple[Float[Tensor, "H V F"], Int[Tensor
     layers = _reaching(layers, box)
     count, pixels = len(layers.links), box.width * box.height
     if count == 0:
-        sums = layers.features.new_zeros(box.height, box.width, layers.features.shape[1] + 1)
-        sums[..., -1] = 1.0
+        # The sum over no rows is zero and still part of the graph, so that an empty view has (zero) gradients.
+        nothing = (layers.features.sum(0) + layers.shapes.sum()).expand(box.height, box.width, -1)
+        sums = torch.cat([nothing, torch.ones_like(nothing[..., :1])], dim=-1)
         return sums, torch.full((box.height, box.width), -1, dtype=torch.int32, device=sums.device)
     if max(box.width, box.height) > BOX or (pixels > 1 and pixels * count > MAX_PAIRS):
         first, second, axis = _halve(box)
