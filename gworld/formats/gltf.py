@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gworld.formats.gltf_accessors import (
     SLACK,
     Document,
     accessor_count,
+    brief,
     entry,
     load_document,
     local_matrix,
@@ -33,7 +34,7 @@ from gworld.formats.gltf_accessors import (
     similarity,
     walk_nodes,
 )
-from gworld.formats.gltf_write import FROM_GLTF, MARK, upright, write_gltf
+from gworld.formats.gltf_write import FROM_GLTF, MARK, MAX_LINKS, upright, write_gltf
 from gworld.formats.table import Axes, Link, SplatTable, check_table, empty_table
 from gworld.scene.harmonics import sh_basis_numpy
 
@@ -42,6 +43,7 @@ __all__ = ["read_gltf", "read_gltf_animation", "write_gltf"]
 _COLOR_SPACES = ("srgb_rec709_display", "lin_rec709_display")
 _MIN_SCALE = np.exp(-40.0)
 _CHUNK = 1 << 16
+_MAX_PARTS = 512  # in foreign files, where each part has a transform of its own
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,16 @@ def read_gltf(path: str | Path) -> SplatTable:
     document = load_document(path)
     source, own = document.source, _own_links(document)
     if own is None:
-        parts = [part for node, matrix in walk_nodes(document) for part in _parts(document, node, 0, matrix)]
-        scene = _Own({}, [Link("world")], "RFU", False)
-        if not parts:
-            raise InputError(f"`{source}` holds no {EXTENSION} primitives; export the scene as Gaussian splats.")
+        scene, limit = _Own({}, [Link("world")], "RFU", False), _MAX_PARTS
+        found = (part for node, matrix in walk_nodes(document) for part in _parts(document, node, 0, matrix))
     else:
-        parts = [part for index, node in enumerate(own.nodes.values()) for part in _parts(document, node, index, None)]
-        scene = own
+        scene, limit = own, MAX_LINKS
+        found = (part for link, node in enumerate(own.nodes.values()) for part in _parts(document, node, link, None))
+    parts = list(islice(found, limit + 1))
+    if len(parts) > limit:
+        raise InputError(f"`{source}` has more than {limit} splat primitives. Join them in the program that wrote it.")
+    if own is None and not parts:
+        raise InputError(f"`{source}` holds no {EXTENSION} primitives; export the scene as Gaussian splats.")
     total, degree = sum(part.count for part in parts), max((part.degree for part in parts), default=0)
     _check_unfolded(total * (48 + 12 * (degree + 1) ** 2), document)
     table = replace(empty_table(total, degree), axes=scene.axes, metric=scene.metric, link_table=tuple(scene.links))
@@ -98,8 +103,7 @@ def read_gltf_animation(path: str | Path) -> tuple[np.ndarray, np.ndarray] | Non
     if own is None or not animations:
         return None
     animation = entry(document, "animations", 0)
-    tracks = [track for channel in member(animation, "channels", list, [], document.source)
-              for track in _track(document, animation, channel, own)]  # fmt: skip
+    tracks = _tracks(document, animation, own)
     if not tracks:
         return None
     times = np.unique(np.concatenate([track.keys for track in tracks]))
@@ -180,12 +184,13 @@ def _parts(document: Document, node: dict[str, Any], link: int, matrix: np.ndarr
             ("projection", ("perspective",)),
         ):
             if shading.get(name, allowed[0]) not in allowed:
-                raise InputError(f"`{source}` asks for the {name} {str(shading[name])[:40]!r}; {allowed[0]} is needed.")
+                raise InputError(f"`{source}` asks for the {name} {brief(shading[name])}; {allowed[0]} is needed.")
         attributes = member(checked, "attributes", dict, {}, source)
         missing = [name for name in ("ROTATION", "SCALE", "OPACITY", "SH_DEGREE_0_COEF_0")
                    if f"{EXTENSION}:{name}" not in attributes]  # fmt: skip
         if missing or "POSITION" not in attributes:
-            how = f" (it is packed by {next(iter(shading['extensions']))})" if shading.get("extensions") else ""
+            packed = member(shading, "extensions", dict, {}, source)
+            how = f" (it is packed by {brief(next(iter(packed)))})" if packed else ""
             raise InputError(
                 f"`{source}`: a splat primitive has no {(missing or ['POSITION'])[0]}{how}; plain attributes of "
                 f"{EXTENSION} are needed. Export it uncompressed with a current exporter."
@@ -266,21 +271,36 @@ def _chunks(rows: slice) -> list[slice]:
     return [slice(start, min(start + _CHUNK, rows.stop)) for start in range(rows.start, rows.stop, _CHUNK)]
 
 
-def _track(document: Document, animation: dict[str, Any], channel: Any, own: _Own) -> Iterator[_Track]:
-    """The track of one channel, if it moves one of our links."""
-    source = document.source
-    checked = member({"": channel}, "", dict, {}, source)
-    target = member(checked, "target", dict, {}, source)
-    path, node = target.get("path"), target.get("node")
-    if path not in ("translation", "rotation") or type(node) is not int or node not in own.nodes:
-        return
+def _tracks(document: Document, animation: dict[str, Any], own: _Own) -> list[_Track]:
+    """The translations and rotations of our links that an animation holds, each at most once."""
+    source, needed = document.source, 0
+    seen: set[tuple[int, str]] = set()
+    links = {node: link for link, node in enumerate(own.nodes)}
     samplers = member(animation, "samplers", list, [], source)
-    sampler = entry(replace(document, root={"samplers": samplers}), "samplers", checked.get("sampler"))
+    tracks = []
+    for index, each in enumerate(member(animation, "channels", list, [], source)):
+        channel = member({"": each}, "", dict, {}, source)
+        target = member(channel, "target", dict, {}, source)
+        path, node = target.get("path"), target.get("node")
+        if path not in ("translation", "rotation") or type(node) is not int or node not in links:
+            continue
+        if (node, path) in seen:
+            raise InputError(f"`{source}`: animation channel {index} moves a node that moves already. Export it again.")
+        seen.add((node, path))
+        sampler = entry(replace(document, root={"samplers": samplers}), "samplers", channel.get("sampler"))
+        needed += 40 * accessor_count(document, sampler.get("input"))
+        _check_unfolded(needed, document)
+        tracks.append(_track(document, sampler, links[node], path))
+    return tracks
+
+
+def _track(document: Document, sampler: dict[str, Any], link: int, path: str) -> _Track:
+    """The keys and values of one sampler; raises `InputError` where they cannot be played."""
+    source, interpolation = document.source, sampler.get("interpolation", "LINEAR")
+    if interpolation not in ("LINEAR", "STEP"):
+        raise InputError(f"`{source}` animates with {brief(interpolation)} tracks; bake them to LINEAR ones.")
     keys = read_accessor(document, sampler.get("input"), "SCALAR", "animation times")[:, 0].astype(np.float64)
     values = read_accessor(document, sampler.get("output"), "VEC3" if path == "translation" else "VEC4", "a track")
-    interpolation = sampler.get("interpolation", "LINEAR")
-    if interpolation not in ("LINEAR", "STEP"):
-        raise InputError(f"`{source}` animates with {str(interpolation)[:20]!r} tracks; bake them to LINEAR ones.")
     increasing = len(keys) and np.isfinite(keys).all() and (np.diff(keys) > 0).all()
     if not increasing or len(values) != len(keys) or not (np.abs(values) < 1e9).all():
         raise InputError(f"`{source}`: an animation track is damaged (times, length or values). Export it again.")
@@ -290,7 +310,7 @@ def _track(document: Document, animation: dict[str, Any], channel: Any, own: _Ow
         if norms.min() < 1e-9:
             raise InputError(f"`{source}`: an animation track holds a rotation of zero length. Export it again.")
         values = values / norms
-    yield _Track(list(own.nodes).index(node), path, keys, values, interpolation == "STEP")
+    return _Track(link, path, keys, values, interpolation == "STEP")
 
 
 def _sample(times: np.ndarray, track: _Track) -> np.ndarray:

@@ -26,7 +26,7 @@ COMPONENTS: dict[int, np.dtype[Any]] = {
     5126: np.dtype("<f4"),
 }
 WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
-MAX_NODES = 1 << 16
+MAX_NODES = 1 << 14
 SLACK = 48 << 20  # bytes that a file of any size may unfold to; beyond it, three times its own size
 _JSON_CHUNK, _BIN_CHUNK = b"JSON", b"BIN\0"
 
@@ -60,13 +60,11 @@ def load_document(path: str | Path) -> Document:
     del text
     version = member(member({"": root}, "", dict, {}, source), "asset", dict, {}, source).get("version")
     if not (isinstance(version, str) and version.startswith("2.")):
-        raise InputError(f"`{source}` is not a glTF 2.0 file (version {str(version)[:20]}). Export it as GLB 2.0.")
-    unknown = [
-        str(name)[:60] for name in member(root, "extensionsRequired", list, [], source) if name not in UNDERSTOOD
-    ]
+        raise InputError(f"`{source}` is not a glTF 2.0 file (version {brief(version)}). Export it as GLB 2.0.")
+    unknown = [name for name in member(root, "extensionsRequired", list, [], source) if name not in UNDERSTOOD]
     if unknown:
         raise InputError(
-            f"`{source}` needs the glTF extension {unknown[0]}, which is not read. Export it uncompressed."
+            f"`{source}` needs the glTF extension {brief(unknown[0])}, which is not read. Export it uncompressed."
         )
     buffers, outside = _load_buffers(root, binary, file)
     return Document(source, size + outside, root, buffers)
@@ -117,7 +115,7 @@ def _load_buffers(root: dict[str, Any], binary: bytes | None, file: Path) -> tup
         elif uri.startswith("data:"):
             data = _decode_data_uri(uri, source)
         elif not uri.isprintable() or not uri or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:", uri):
-            raise InputError(f"`{source}`: buffer {index} lies at {uri[:60]!r}; only files beside it are read.")
+            raise InputError(f"`{source}`: buffer {index} lies at {brief(uri)}; only files beside it are read.")
         else:
             neighbour = existing_file(safe_join(file.parent, unquote(uri)))
             if neighbour not in loaded:
@@ -144,7 +142,7 @@ def member(owner: dict[str, Any], key: str, kind: type, default: Any, source: st
     value = owner.get(key, default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(
-            f"`{source}`: {key or 'an entry'} is {_brief(value)}; a {kind.__name__} is needed. Export it again."
+            f"`{source}`: {key or 'an entry'} is {brief(value)}; a {kind.__name__} is needed. Export it again."
         )
     return value
 
@@ -153,7 +151,7 @@ def integer(owner: dict[str, Any], key: str, default: int | None, source: str) -
     """A non-negative integer below 2**53; raises `InputError` for anything else."""
     value = member(owner, key, int, default, source)
     if not 0 <= value < 1 << 53:
-        raise InputError(f"`{source}`: {key} is {_brief(value)}; a number from 0 up is needed. Export it again.")
+        raise InputError(f"`{source}`: {key} is {brief(value)}; a number from 0 up is needed. Export it again.")
     return int(value)
 
 
@@ -162,7 +160,7 @@ def numbers(owner: dict[str, Any], key: str, default: tuple[float, ...], source:
     value = owner.get(key, default)
     plain = isinstance(value, (list, tuple)) and len(value) == len(default)
     if not (plain and all(type(entry) in (int, float) and abs(entry) < 1e30 for entry in value)):
-        raise InputError(f"`{source}`: {key} is {_brief(value)}; {len(default)} finite numbers are needed.")
+        raise InputError(f"`{source}`: {key} is {brief(value)}; {len(default)} finite numbers are needed.")
     return np.array(value, np.float64)
 
 
@@ -171,7 +169,7 @@ def entry(document: Document, table: str, index: Any) -> dict[str, Any]:
     rows = member(document.root, table, list, [], document.source)
     if type(index) is not int or not 0 <= index < len(rows) or not isinstance(rows[index], dict):
         raise InputError(
-            f"`{document.source}`: {table} has no entry {_brief(index)} ({len(rows)} are there). Export it again."
+            f"`{document.source}`: {table} has no entry {brief(index)} ({len(rows)} are there). Export it again."
         )
     row: dict[str, Any] = rows[index]
     return row
@@ -200,7 +198,7 @@ def read_accessor(document: Document, index: Any, kind: str, what: str) -> np.nd
     view = entry(document, "bufferViews", accessor["bufferView"])
     if member(view, "extensions", dict, {}, source):
         raise InputError(
-            f"`{source}`: {what} is compressed ({_brief(list(view['extensions']))}). Export it uncompressed."
+            f"`{source}`: {what} is compressed ({brief(list(view['extensions']))}). Export it uncompressed."
         )
     buffer = integer(view, "buffer", None, source)
     if buffer >= len(document.buffers):
@@ -266,7 +264,7 @@ def _children(node: dict[str, Any], source: str) -> list[int]:
     children = member(node, "children", list, [], source)
     if not all(type(child) is int for child in children):
         raise InputError(
-            f"`{source}`: a node's children are {_brief(children)}; node numbers are needed. Export it again."
+            f"`{source}`: a node's children are {brief(children)}; node numbers are needed. Export it again."
         )
     return children
 
@@ -315,5 +313,6 @@ def similarity(matrix: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray,
     return left @ right, matrix[:3, 3], scale
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A value of the file as it may stand in an error text: short, and printable whatever it holds."""
     return repr(value)[:60] if not isinstance(value, (dict, list)) or len(value) < 8 else f"a {type(value).__name__}"

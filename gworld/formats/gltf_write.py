@@ -29,6 +29,9 @@ MARK = "gworld"
 Motion = tuple[int, np.ndarray | None, np.ndarray | None]
 """A moving link: its number, positions [T,3] or None, unit wxyz quaternions [T,4] without sign jumps or None."""
 
+MAX_LINKS = 2048
+"""Links that a file may have: more would take seconds to read."""
+
 _SHADING = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
 
 
@@ -51,6 +54,10 @@ def write_gltf(
         raise UsageError(f"`{path}`: Gaussians are written as binary glTF; choose a name that ends in `.glb`.")
     table = check_table(table, str(path))
     motion = check_motion(table, times, link_poses, str(path))
+    if len(table.link_table) > MAX_LINKS:
+        raise InputError(
+            f"`{path}`: {len(table.link_table)} links are more than the {MAX_LINKS} that a GLB may have here."
+        )
     if (np.diff(table.links) < 0).any():
         table = table.select(np.argsort(table.links, kind="stable"))
     root, columns = _scene_json(table), _columns(table)
@@ -99,7 +106,7 @@ def check_motion(
         raise InputError(f"`{source}`: a link's rotation has zero length; unit quaternions are needed.")
     moving = []
     for link, rest in enumerate(table.link_table):
-        quats = np.concatenate([_unit(np.array([rest.pose[3:]])), poses[:, link, 3:] / norms[:, link]])
+        quats = np.concatenate([unit_quats(np.array([rest.pose[3:]])), poses[:, link, 3:] / norms[:, link]])
         turns = np.where((quats[1:] * quats[:-1]).sum(-1) < 0, -1.0, 1.0)
         quats[1:] *= np.cumprod(turns)[:, None]
         places, home = poses[:, link, :3], np.array(rest.pose[:3])
@@ -130,7 +137,7 @@ def _columns(table: SplatTable) -> list[_Column]:
     return [
         _Column("POSITION", "VEC3", 5126, 12, lambda rows: _floats(rows.means)),
         _Column(
-            f"{EXTENSION}:ROTATION", "VEC4", 5126, 16, lambda rows: _floats(np.roll(_unit(rows.quats_wxyz), -1, 1))
+            f"{EXTENSION}:ROTATION", "VEC4", 5126, 16, lambda rows: _floats(np.roll(unit_quats(rows.quats_wxyz), -1, 1))
         ),
         _Column(f"{EXTENSION}:SCALE", "VEC3", 5126, 12, lambda rows: _floats(linear_scales(rows))),
         _Column(f"{EXTENSION}:OPACITY", "SCALAR", 5126, 4, lambda rows: _floats(opacities(rows))),
@@ -164,7 +171,7 @@ def _floats(values: np.ndarray) -> np.ndarray:
     return values.astype("<f4", copy=False)
 
 
-def _unit(quats_wxyz: np.ndarray) -> np.ndarray:
+def unit_quats(quats_wxyz: np.ndarray) -> np.ndarray:
     """Quaternions of unit length; those that are unit to float32 rounding keep their bits."""
     norms = np.linalg.norm(quats_wxyz.astype(np.float64), axis=-1, keepdims=True)
     return np.where(np.abs(norms - 1) < 2e-7, quats_wxyz, quats_wxyz / norms)
@@ -183,7 +190,7 @@ def _scene_json(table: SplatTable) -> dict[str, Any]:
     accessors: list[dict[str, Any]] = []
     ends = np.cumsum(np.bincount(table.links, minlength=len(table.link_table))).tolist()
     for link, (start, end) in zip(table.link_table, pairwise([0, *ends]), strict=True):
-        quat = _unit(np.array(link.pose[3:], np.float64))
+        quat = unit_quats(np.array(link.pose[3:], np.float64))
         nodes.append({"name": link.name, "translation": list(link.pose[:3]), "rotation": np.roll(quat, -1).tolist()})
         if end > start:
             attributes = {column.name: len(accessors) + index for index, column in enumerate(columns)}
