@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.errors import MissingBackendError
-from gworld.geometry import invert_transform, transform_points
+from gworld.geometry import invert_transform
 from gworld.render.api import DILATION, OutputName, Previous, RenderOptions, RenderOutput
 from gworld.render.projection import camera_from_links, project_centres, scaled_axes, sound_rows
 from gworld.scene.cameras import Cameras
@@ -72,8 +72,10 @@ def render_gsplat(
     given = prepare(gaussians, world_from_link, cameras, outputs, previous, options)
     shape = (*given.features.shape[:2], cameras.height, cameras.width)
     if given.means.shape[1] == 0:
-        blank = given.backgrounds[:, :, None, None].expand(*shape, -1)
-        return _pictures(blank, blank.new_zeros(shape), outputs)
+        # Sums over no rows are zero and still part of the graph: an empty view has (zero) gradients.
+        nothing = given.features.sum(2) + (given.means.sum() + given.covariances.sum() + given.opacities.sum())
+        blank = (given.backgrounds + nothing)[:, :, None, None].expand(*shape, -1)
+        return _pictures(blank, torch.zeros_like(blank[..., 0]), outputs)
     features, alpha, _ = gsplat.rasterization(
         given.means,
         torch.empty(0),
@@ -112,12 +114,12 @@ def prepare(
     axes = rotation @ scaled_axes(sound)
     means = (rotation @ sound.means[..., None])[..., 0] + pose[..., :3, 3]
     worlds, count, views = len(world_from_link), len(rows), len(cameras)
-    offset = means[:, None] - cameras.world_from_camera[None, :, None, :3, 3]
+    eye = cameras.world_from_camera[:, None]
+    offset = means[:, None] - eye[..., :3, 3]
     direction = (rotation.transpose(-1, -2)[:, None] @ offset[..., None])[..., 0]
     features = [evaluate_sh(sound.sh, torch.nn.functional.normalize(direction, dim=-1))]
-    camera_from_world = invert_transform(cameras.world_from_camera)
     if "depth" in outputs:
-        features.append(transform_points(camera_from_world, means[:, None])[..., 2:])
+        features.append((offset * eye[..., :3, 2]).sum(-1, keepdim=True))
     if "flow" in outputs and previous is not None:
         features.append(_flow(sound, world_from_link, cameras, previous, options.near))
     stacked = torch.cat(features, dim=-1)
@@ -128,7 +130,7 @@ def prepare(
         covariances=axes @ axes.transpose(-1, -2),
         opacities=torch.sigmoid(sound.opacity_logits).expand(worlds, count).contiguous(),
         features=stacked,
-        camera_from_world=camera_from_world.expand(worlds, views, 4, 4).contiguous(),
+        camera_from_world=invert_transform(cameras.world_from_camera).expand(worlds, views, 4, 4).contiguous(),
         K=cameras.K.to(means).expand(worlds, views, 3, 3).contiguous(),
         backgrounds=background.expand(worlds, views, -1).contiguous(),
     )
