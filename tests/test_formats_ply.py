@@ -81,7 +81,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, degree: int) -> None:
 
 def test_links_axes_and_metric_round_trip(tmp_path: Path) -> None:
     poses = ((0.1, 1 / 3, -2e-17, 0.5, 0.5, -0.5, 0.5), (1e9, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0))
-    links = (Link("world"), Link("left arm/link_1 %20", poses[0]), Link("Größe\n", poses[1]))
+    links = (Link("world"), Link("left arm/link_1 %20", poses[0]), Link("Größe\n", poses[1], parent=1))
     table = replace(small_table(3, links=3), link_table=links, axes="RFU", metric=True)
     write_ply(table, tmp_path / "a.ply")
     back = read_ply(tmp_path / "a.ply")

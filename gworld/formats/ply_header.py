@@ -130,9 +130,9 @@ def parse_remarks(comments: tuple[str, ...]) -> Remarks:
         elif len(words) == 2 and words[0] == "metric":
             metric = words[1] in ("1", "true")
         elif match := _LINK.fullmatch(text):
-            pose = _parse_pose(match[3])
-            if pose is not None:
-                links.setdefault(int(match[1]), Link(unquote(match[2]), pose))
+            link = _parse_link(unquote(match[2]), match[3].split())
+            if link is not None:
+                links.setdefault(int(match[1]), link)
     # A gap ends the table: `check_table` then refuses rows that need what follows it.
     count = next(index for index in range(len(links) + 1) if index not in links)
     table = tuple(links[index] for index in range(count))
@@ -149,17 +149,20 @@ def format_remarks(table: SplatTable) -> list[str]:
     if table.link_table != (Link("world"),):
         for index, link in enumerate(table.link_table):
             pose = " ".join(repr(float(value)) for value in link.pose)
-            lines.append(f"comment gworld link {index} {quote(link.name, safe='/:+,()[]@')} {pose}")
+            parent = f" {link.parent}" if link.parent >= 0 else ""
+            lines.append(f"comment gworld link {index} {quote(link.name, safe='/:+,()[]@')} {pose}{parent}")
     return lines
 
 
-def _parse_pose(text: str) -> tuple[float, ...] | None:
+def _parse_link(name: str, words: list[str]) -> Link | None:
+    """A link of `x y z qw qx qy qz [parent]`, or None where that is no pose."""
     try:
-        pose = tuple(float(word) for word in text.split())
+        pose = tuple(float(word) for word in words[:7])
+        parent = int(words[7]) if len(words) == 8 and len(words[7]) <= 7 else -1
     except ValueError:
         return None
-    usable = len(pose) == 7 and all(math.isfinite(value) and abs(value) <= 1e9 for value in pose)
-    return pose if usable and any(abs(value) > 1e-18 for value in pose[3:]) else None
+    usable = len(words) in (7, 8) and all(math.isfinite(value) and abs(value) <= 1e9 for value in pose)
+    return Link(name, pose, max(parent, -1)) if usable and any(abs(value) > 1e-18 for value in pose[3:]) else None
 
 
 def _parse_lines(lines: list[str], file: Path) -> tuple[Encoding, tuple[PlyElement, ...], tuple[str, ...]]:

@@ -46,7 +46,7 @@ def main() -> int:
         sandbox = Path(folder).resolve()
         valid = _prepare(target, sandbox)
         if options.number is not None:
-            failure = _run_one(target, sandbox, mutate(valid, options.number, target.shell, options.seed), show=True)
+            failure = run_one(target, sandbox, mutate(valid, options.number, target.shell, options.seed), show=True)
             print(failure or "this mutant is handled")
             return int(failure is not None)
         report = _run_all(target, sandbox, valid, options.count, options.seed)
@@ -59,7 +59,7 @@ def _run_all(target: Target, sandbox: Path, valid: Parts, count: int, seed: int)
     for number in range(count):
         print(number, file=sys.stderr, flush=True)  # names the mutant that kills the process
         parts = mutate(valid, number, target.shell, seed)
-        outcome = _run_one(target, sandbox, parts)
+        outcome = run_one(target, sandbox, parts)
         refused += outcome == ""
         if outcome:
             failures.append([number, outcome])
@@ -72,38 +72,46 @@ def _prepare(target: Target, sandbox: Path) -> Parts:
     path.parent.mkdir()
     target.write(path)
     for _ in range(2):
-        check_result(target.function("read")(path), "the valid file")
+        check_result(target.read(path), "the valid file")
     if path.is_dir():
         return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     return {path.name: path.read_bytes()}
 
 
-def _run_one(target: Target, sandbox: Path, parts: Parts, show: bool = False) -> str | None:
+def run_one(target: Target, sandbox: Path, parts: Parts, show: bool = False) -> str | None:
     """None when the mutant was read, "" when it was refused as it should be, else what went wrong."""
     path = sandbox / "inside" / target.name
     for name, content in parts.items():
         (path / name if path.is_dir() else path).write_bytes(content)
     before = sorted(sandbox.rglob("*"))
     size = sum(map(len, parts.values()))
+    outcome: str | None = None
     try:
         with _Limits(EXTRA_BYTES + 4 * size):
-            result = target.function("read")(path)
-        check_result(result, "the table that was read")
-        outcome: str | None = None
+            result = target.read(path)
     except GWorldError as error:
         outcome = _check_text(str(error))
         if show:
             print(error)
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        outcome = f"{type(error).__name__}: {str(error)[:200]} at {Path(frame.filename).name}:{frame.lineno}"
-        if show:
-            traceback.print_exc()
+        outcome = _describe(error, show)
+    else:
+        try:
+            check_result(result, "what was read")
+        except Exception as error:  # whatever is wrong with a result is the finding
+            outcome = "accepted: " + _describe(error, show)
     if sorted(sandbox.rglob("*")) != before:
         outcome = "the reader wrote or removed files"
     return outcome
+
+
+def _describe(error: BaseException, show: bool) -> str:
+    if show:
+        traceback.print_exception(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {str(error)[:200]} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 def _check_text(message: str) -> str:

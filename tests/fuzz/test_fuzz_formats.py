@@ -6,17 +6,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.fuzz.targets import TARGETS
+from gworld.errors import InputError
+from gworld.formats.splat import read_splat
+from gworld.formats.table import SplatTable
+from tests.fuzz.mutants import TRUNCATIONS, mutate
+from tests.fuzz.run import run_one
+from tests.fuzz.shells import SHELLS
+from tests.fuzz.targets import TARGETS, Target, small_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COUNT = int(os.environ.get("GWORLD_FUZZ", "2000"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited through Linux's /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="address space is limited through Linux's /proc")
+
+
+@linux
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutants_are_read_or_refused(name: str) -> None:
     if not TARGETS[name].available:
@@ -34,3 +47,74 @@ def test_mutants_are_read_or_refused(name: str) -> None:
         f"  python -m tests.fuzz.run {name} {number}  # {what}" for number, what in report["failures"][:20]
     )
     assert not report["failures"], f"{len(report['failures'])} of {COUNT} mutants of {name} fail:\n{shown}"
+
+
+@dataclass(frozen=True)
+class _Misbehaving(Target):
+    """A reader that does what a reader must not do."""
+
+    deed: Callable[[Path], Any] = read_splat
+
+    def read(self, path: Path) -> Any:
+        return self.deed(path)
+
+
+def _refuse(path: Path) -> None:
+    raise InputError(f"`{path}` is damaged. Export it again.")
+
+
+def _spin(path: Path) -> None:
+    while True:
+        pass
+
+
+def _not_finite(path: Path) -> SplatTable:
+    table = small_table()
+    table.sh[7] = np.nan
+    return table
+
+
+DEEDS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
+    "reads": (lambda path: small_table(), None),
+    "refuses": (_refuse, ""),
+    "foreign": (lambda path: {}["x"], "KeyError"),
+    "memory": (lambda path: np.ones(100 << 20, np.uint8), "MemoryError"),
+    "hang": (_spin, "_TooSlow"),
+    "not finite": (_not_finite, "column sh of Gaussian 7"),
+    "writes": (lambda path: (path.parent.parent / "outside").write_bytes(b""), "wrote or removed"),
+    "nothing": (lambda path: None, "AttributeError"),
+}
+
+
+@linux
+@pytest.mark.parametrize("deed", DEEDS)
+def test_the_harness_notices(tmp_path: Path, deed: str) -> None:
+    act, message = DEEDS[deed]
+    (tmp_path / "inside").mkdir()
+    target = _Misbehaving("splat", "case.splat", small_table, deed=act)
+    outcome = run_one(target, tmp_path, {"case.splat": b"anything"})
+    assert outcome == message or (message and outcome and message in outcome)
+
+
+def test_mutants_are_made_from_their_number_alone() -> None:
+    parts = {"a.bin": bytes(range(256)) * 8, "b.txt": b"count 12\n1 2 3\n" * 50}
+    for number in (0, 511, 512, 777, 1999):
+        assert mutate(parts, number, None) == mutate(parts, number, None)
+    cuts = {(name, len(part)) for n in range(TRUNCATIONS) for name, part in mutate(parts, n, None).items()}
+    assert {("a.bin", size) for size in range(256)} | {("b.txt", size) for size in range(256)} <= cuts
+    changed = [mutate(parts, number, None) != parts for number in range(TRUNCATIONS, 2000)]
+    assert np.mean(changed) > 0.95
+    assert len({str(mutate(parts, number, None)) for number in range(TRUNCATIONS, 2000)}) > 1200
+
+
+@pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.shell])
+def test_shells_open_and_close(tmp_path: Path, name: str) -> None:
+    target = TARGETS[name]
+    if not target.available:
+        pytest.skip(f"gworld.formats.{target.module} is not there")
+    path = tmp_path / target.name
+    target.write(path)
+    shell, before = SHELLS[target.shell or ""], target.read(path)
+    path.write_bytes(shell.close(shell.open(path.read_bytes())))
+    after = target.read(path)
+    assert np.array_equal(before.means, after.means) and np.array_equal(before.sh, after.sh)
