@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from gworld.errors import MissingBackendError
 from gworld.files import atomic_write, folder_lock
@@ -87,12 +87,11 @@ class RunLog:
             writer.writerows(rows)
 
 
-def track(items: Iterable[T], label: str, *, total: int | None = None, stream: IO[str] | None = None) -> Iterator[T]:
-    """Yield `items` while reporting rate and time left: a bar on a terminal, a line every ten seconds elsewhere."""
-    out = stream or sys.stderr
+def track(items: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
+    """Yield `items` and report rate and time left on stderr: a bar on a terminal, else a line every ten seconds."""
     count = len(items) if total is None and isinstance(items, Sized) else total
-    if out.isatty():
-        yield from _track_bar(items, label, count, out)
+    if sys.stderr.isatty():
+        yield from _track_bar(items, label, count)
         return
     start = last = time.monotonic()
     done = 0
@@ -102,9 +101,9 @@ def track(items: Iterable[T], label: str, *, total: int | None = None, stream: I
         now = time.monotonic()
         if now - last >= 10.0:
             last = now
-            print(progress_line(label, done, count, now - start), file=out, flush=True)
+            print(progress_line(label, done, count, now - start), file=sys.stderr, flush=True)
     if done:
-        print(progress_line(label, done, done, time.monotonic() - start), file=out, flush=True)
+        print(progress_line(label, done, done, time.monotonic() - start), file=sys.stderr, flush=True)
 
 
 def progress_line(label: str, done: int, total: int | None, seconds: float) -> str:
@@ -123,12 +122,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _track_bar(items: Iterable[T], label: str, total: int | None, out: IO[str]) -> Iterator[T]:
+def _track_bar(items: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=out), transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=label)
 
 

@@ -91,11 +91,13 @@ def _recipe_default(kind: Any, recipe: str) -> Any:
 
 def _first_fact(text: str) -> str:
     """What tyro's boxed message says, as one sentence: its first paragraph, and the option it thinks was meant."""
-    lines = [line.strip(" │╭╮╰╯") for line in text.splitlines()[1:]]  # the first line is the box's title
-    rules = [index for index, line in enumerate(lines) if not line.strip("─")]
+    # The first line is the box's title; borders and rules are drawn with ASCII where the terminal has no others.
+    lines = [line.strip(" │|╭╮╰╯+") for line in text.splitlines()[1:]]
+    lines = lines[1:] if lines and not lines[0].strip("─-") else lines
+    rules = [index for index, line in enumerate(lines) if not line.strip("─-")]
     fact = " ".join(lines[: rules[0] if rules else None]) or "the options could not be read"
     fact = re.sub(r"^Missing from gworld \w+: (\S+) .*", r"\1 is missing", fact)
-    sentence = fact[0].lower() + fact[1:] if not fact.startswith("PATH") else fact
+    sentence = fact if fact.startswith("PATH") else fact[0].lower() + fact[1:]
     sentence = sentence if sentence.endswith((".", "?", "!")) else sentence + "."
     if "Perhaps you meant:" in lines:
         sentence += f" Did you mean `{lines[lines.index('Perhaps you meant:') + 1].split()[0]}`?"
