@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gworld.formats.smallest_three import drop_largest, restore_largest
 from gworld.formats.table import SplatTable, empty_table
 
 COLOR_SCALE = 0.15  # of a degree-0 coefficient per unit of stored colour: leaves room beyond 0..1
@@ -18,7 +19,6 @@ REST_COUNTS = (0, 3, 8, 15, 24)  # coefficients per channel above degree 0, by d
 MAX_FRACTION_BITS = 30
 _BLOCK = 1 << 15  # rows worked on at once, so that intermediate columns stay in the processor's cache
 _LARGEST = 1 << 23  # positions are signed 24-bit numbers
-_OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
 _OPACITY = np.clip(np.arange(256) / 255.0, 1e-6, 1 - 1e-6)  # bytes 0 and 255 would be infinite logits
 _LOGITS = np.log(_OPACITY / (1 - _OPACITY)).astype(np.float32)
 
@@ -33,8 +33,8 @@ def decode_streams(streams: list[np.ndarray], version: int, sh_degree: int, frac
     positions, alphas, colors, scales, rotations, rest = streams
     count, degree = len(alphas), min(sh_degree, 3)
     table = empty_table(count, degree)
-    flat_sh = table.sh.reshape(count, -1)
-    rest = rest.reshape(count, -1)[:, : 3 * REST_COUNTS[degree]]
+    flat_sh = table.sh.reshape(count, table.sh.shape[1] * 3)
+    rest = rest.reshape(count, 3 * REST_COUNTS[sh_degree])[:, : 3 * REST_COUNTS[degree]]
     for rows in _blocks(count):
         _decode_positions(positions, rows, version, fraction_bits, table.means)
         np.multiply(scales.reshape(count, 3)[rows], np.float32(1 / 16), out=table.log_scales[rows])
@@ -44,7 +44,7 @@ def decode_streams(streams: list[np.ndarray], version: int, sh_degree: int, frac
         flat_sh[rows, :3] -= np.float32(0.5 / COLOR_SCALE)
         flat_sh[rows, 3:] -= 1
         unpack = _unpack_smallest_three if version >= 3 else _unpack_first_three
-        table.quats_wxyz[rows] = unpack(rotations.reshape(count, -1)[rows])
+        table.quats_wxyz[rows] = unpack(rotations.reshape(count, 4 if version >= 3 else 3)[rows])
         np.take(_LOGITS, alphas[rows], out=table.opacity_logits[rows])
     return table
 
@@ -91,12 +91,12 @@ def encode_rotations(table: SplatTable, version: int) -> np.ndarray:
     """Rotations `[N, 4]` (version 3 up) or `[N, 3]`."""
 
     def pack(rows: slice, out: np.ndarray) -> None:
-        quats = table.quats_wxyz[rows][:, [1, 2, 3, 0]].astype(np.float64)
-        quats /= np.linalg.norm(quats, axis=1, keepdims=True)
+        xyzw = table.quats_wxyz[rows][:, [1, 2, 3, 0]].astype(np.float64)
         if version >= 3:
-            _pack_smallest_three(quats, out)
+            _pack_smallest_three(xyzw, out)
         else:
-            _to_bytes(quats[:, :3] * np.where(quats[:, 3:] < 0, -127.5, 127.5) + 127.5, out)
+            xyzw /= np.linalg.norm(xyzw, axis=1, keepdims=True)
+            _to_bytes(xyzw[:, :3] * np.where(xyzw[:, 3:] < 0, -127.5, 127.5) + 127.5, out)
 
     return _encode(len(table), 4 if version >= 3 else 3, pack)
 
@@ -108,7 +108,7 @@ def encode_rest(table: SplatTable) -> np.ndarray:
     """
     width = 3 * (table.sh.shape[1] - 1)
     bucket = np.where(np.arange(width) < 9, 8, 16).astype(np.int16)
-    flat = table.sh.reshape(len(table), -1)
+    flat = table.sh.reshape(len(table), width + 3)
 
     def pack(rows: slice, out: np.ndarray) -> None:
         steps = np.rint(np.clip(flat[rows, 3:], -2, 2) * np.float32(128)).astype(np.int16)
@@ -170,23 +170,15 @@ def _unpack_first_three(packed: np.ndarray) -> np.ndarray:
 
 def _unpack_smallest_three(packed: np.ndarray) -> np.ndarray:
     words = np.ascontiguousarray(packed).view("<u4")[:, 0]
-    largest = words >> 30
     fields = np.stack([words >> 20, words >> 10, words], axis=1)
     values = (fields & 511) * np.float32(np.sqrt(0.5) / 511)
     values[(fields & 512) != 0] *= -1
-    xyzw = np.empty((len(words), 4), np.float32)
-    rows = np.arange(len(words))
-    xyzw[rows[:, None], _OTHERS[largest]] = values
-    xyzw[rows, largest] = np.sqrt(np.maximum(0, 1 - (values * values).sum(axis=1)))
-    return xyzw[:, [3, 0, 1, 2]]
+    return restore_largest(words >> 30, values)[:, [3, 0, 1, 2]]
 
 
 def _pack_smallest_three(xyzw: np.ndarray, out: np.ndarray) -> None:
-    largest = np.abs(xyzw).argmax(axis=1)
-    rows = np.arange(len(xyzw))
-    others = xyzw[rows[:, None], _OTHERS[largest]]
-    negative = (others < 0) ^ (xyzw[rows, largest] < 0)[:, None]
+    largest, others = drop_largest(xyzw)
     sizes = np.minimum(np.rint(np.abs(others) * (511 * np.sqrt(2))), 511).astype(np.uint32)
-    fields = sizes | (negative.astype(np.uint32) << 9)
+    fields = sizes | ((others < 0).astype(np.uint32) << 9)
     words = (largest.astype(np.uint32) << 30) | (fields[:, 0] << 20) | (fields[:, 1] << 10) | fields[:, 2]
     out[:] = words.astype("<u4")[:, None].view(np.uint8)
