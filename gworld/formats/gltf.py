@@ -22,7 +22,6 @@ from gworld.formats.gltf_accessors import (
     EXTENSION,
     SLACK,
     Document,
-    accessor_count,
     brief,
     entry,
     load_document,
@@ -32,16 +31,18 @@ from gworld.formats.gltf_accessors import (
     read_accessor,
     scene_roots,
     similarity,
+    view_accessor,
     walk_nodes,
 )
 from gworld.formats.gltf_write import FROM_GLTF, MARK, MAX_LINKS, upright, write_gltf
+from gworld.formats.ply import FLAT_LOG_SCALE
 from gworld.formats.table import Axes, Link, SplatTable, check_table, empty_table
 from gworld.scene.harmonics import sh_basis_numpy
 
 __all__ = ["read_gltf", "read_gltf_animation", "write_gltf"]
 
 _COLOR_SPACES = ("srgb_rec709_display", "lin_rec709_display")
-_MIN_SCALE = np.exp(-40.0)
+_MIN_SCALE = np.nextafter(np.float32(np.exp(-40.0)), np.float32(1))
 _CHUNK = 1 << 16
 _MAX_PARTS = 512  # in foreign files, where each part has a transform of its own
 
@@ -163,7 +164,13 @@ def _own_links(document: Document) -> _Own | None:
     for index, node in enumerate(nodes.values()):
         place, turn = node_pose(node, source)
         name = member(node, "name", str, f"link {index}", source).encode("utf-8", "replace").decode()
-        links.append(Link(name, (*place.tolist(), *turn.tolist())))
+        notes = member(member(node, "extras", dict, {}, source), MARK, dict, {}, source)
+        parent = member(notes, "parent", int, -1, source)
+        if not -1 <= parent < max(index, 1):
+            raise InputError(
+                f"`{source}`: link {index} has parent {brief(parent)}; one before it is needed. Export it again."
+            )
+        links.append(Link(name, (*place.tolist(), *turn.tolist()), parent))
     return _Own(nodes, links, axes, mark.get("metric") is True)
 
 
@@ -198,7 +205,8 @@ def _parts(document: Document, node: dict[str, Any], link: int, matrix: np.ndarr
         degree = 0
         while degree < 3 and f"{EXTENSION}:SH_DEGREE_{degree + 1}_COEF_0" in attributes:
             degree += 1
-        yield _Part(checked, accessor_count(document, attributes["POSITION"]), degree, link, matrix)
+        count = len(view_accessor(document, attributes["POSITION"], "VEC3", "POSITION"))
+        yield _Part(checked, count, degree, link, matrix)
 
 
 def _check_unfolded(needed: int, document: Document) -> None:
@@ -230,8 +238,9 @@ def _fill(document: Document, part: _Part, table: SplatTable, rows: slice) -> No
         raise InputError(
             f"`{source}` has negative scales, or opacities outside 0..1. Export it with a current exporter."
         )
-    # A flat Gaussian has scale 0 and a solid one opacity 1: both stay finite at the limit of what float32 tells apart.
-    np.log(np.maximum(scales, _MIN_SCALE), out=table.log_scales[rows], dtype=np.float64, casting="same_kind")
+    # A flat Gaussian has scale 0 and a solid one opacity 1: both become the nearest finite value that looks the same.
+    thick = np.where(scales == 0, np.float32(np.exp(FLAT_LOG_SCALE)), np.maximum(scales, _MIN_SCALE))
+    np.log(thick, out=table.log_scales[rows], dtype=np.float64, casting="same_kind")
     inside = np.clip(alphas.astype(np.float64), 1e-38, 1 - 2.0**-25)
     table.opacity_logits[rows] = np.log(inside) - np.log1p(-inside)
     table.sh[rows] = 0.0
@@ -288,7 +297,7 @@ def _tracks(document: Document, animation: dict[str, Any], own: _Own) -> list[_T
             raise InputError(f"`{source}`: animation channel {index} moves a node that moves already. Export it again.")
         seen.add((node, path))
         sampler = entry(replace(document, root={"samplers": samplers}), "samplers", channel.get("sampler"))
-        needed += 40 * accessor_count(document, sampler.get("input"))
+        needed += 40 * len(view_accessor(document, sampler.get("input"), "SCALAR", "animation times"))
         _check_unfolded(needed, document)
         tracks.append(_track(document, sampler, links[node], path))
     return tracks

@@ -175,13 +175,21 @@ def entry(document: Document, table: str, index: Any) -> dict[str, Any]:
     return row
 
 
-def accessor_count(document: Document, index: Any) -> int:
-    """How many elements an accessor promises (not yet checked against its buffer)."""
-    return integer(entry(document, "accessors", index), "count", None, document.source)
-
-
 def read_accessor(document: Document, index: Any, kind: str, what: str) -> np.ndarray:
     """Elements of an accessor as float32 [count, width]; floats are a view of the buffer, integers are decoded.
+
+    Raises `InputError` where `view_accessor` does.
+    """
+    values = view_accessor(document, index, kind, what)
+    if values.dtype.kind == "f":
+        return values
+    if not member(entry(document, "accessors", index), "normalized", bool, False, document.source):
+        return values.astype(np.float32)
+    return np.maximum(values / np.float32(np.iinfo(values.dtype).max), np.float32(-1))
+
+
+def view_accessor(document: Document, index: Any, kind: str, what: str) -> np.ndarray:
+    """Elements of an accessor [count, width] as they lie in the buffer; nothing is copied.
 
     Raises `InputError` when the type is not `kind`, when it is sparse or compressed, or when it leaves its buffer.
     """
@@ -215,12 +223,7 @@ def read_accessor(document: Document, index: Any, kind: str, what: str) -> np.nd
             f"`{source}`: {what} has a stride of {stride} bytes; {element} to 252 are needed. Export it again."
         )
     check_count(max(count - 1, 0) * stride + element * (count > 0) + offset, 1, length, source, f"bytes of {what}")
-    values = np.ndarray((count, width), component, data, start + offset, (stride, component.itemsize))
-    if component.kind == "f":
-        return values
-    if not member(accessor, "normalized", bool, False, source):
-        return values.astype(np.float32)
-    return np.maximum(values / np.float32(np.iinfo(component).max), np.float32(-1))
+    return np.ndarray((count, width), component, data, start + offset, (stride, component.itemsize))
 
 
 def scene_roots(document: Document) -> list[int]:

@@ -192,6 +192,8 @@ def _scene_json(table: SplatTable) -> dict[str, Any]:
     for link, (start, end) in zip(table.link_table, pairwise([0, *ends]), strict=True):
         quat = unit_quats(np.array(link.pose[3:], np.float64))
         nodes.append({"name": link.name, "translation": list(link.pose[:3]), "rotation": np.roll(quat, -1).tolist()})
+        if link.parent >= 0:
+            nodes[-1]["extras"] = {MARK: {"parent": link.parent}}  # poses are world poses, so nodes stay side by side
         if end > start:
             attributes = {column.name: len(accessors) + index for index, column in enumerate(columns)}
             primitive = {"attributes": attributes, "mode": 0, "extensions": {EXTENSION: _SHADING}}

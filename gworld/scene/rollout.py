@@ -63,7 +63,7 @@ def poses_at(rollout: Rollout, time: float) -> Float[Tensor, "L 7"]:
     times = rollout.times
     if time != time:
         raise InputError("poses_at was asked for the time NaN; a number of seconds is needed.")
-    late = int(torch.searchsorted(times, torch.tensor(time, dtype=times.dtype)))
+    late = int(torch.searchsorted(times, torch.tensor(time, dtype=times.dtype), right=True))
     if late == 0 or late == len(times):
         return rollout.link_poses[min(late, len(times) - 1)]
     start, end = rollout.link_poses[late - 1], rollout.link_poses[late]
