@@ -17,7 +17,8 @@ WINDOW = 11
 
 def l1(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean absolute difference, over the masked pixels where a mask `[..., H, W]` (bool or weights) is given."""
-    return _mean((image - truth).abs(), _checked(image, truth, mask))
+    weights = _checked(image, truth, mask)
+    return _mean((image - truth).abs(), weights)
 
 
 def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -25,8 +26,8 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
 
     With a mask `[..., H, W]` (bool or weights) only its pixels count. Raises `InputError` for shapes that differ.
     """
-    error = _mean((image - truth).square(), _checked(image, truth, mask))
-    return -10 * torch.log10(error)
+    weights = _checked(image, truth, mask)
+    return -10 * torch.log10(_mean((image - truth).square(), weights))
 
 
 def ssim(image: Tensor, truth: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gworld.files import read_json
 from gworld.geometry import (
     matrix_from_quat,
     quat_from_matrix,
+    quat_from_rotvec,
     quat_inverse,
     quat_multiply,
     rotvec_from_quat,
@@ -60,34 +62,24 @@ def path_cameras(world_from_camera: Float[Tensor, "T 4 4"], width: int, height: 
 def spline(keyframes: Cameras, count: int, *, closed: bool = False) -> Cameras:
     """`count` cameras on a smooth curve through all keyframes; `closed` returns to the first without repeating it.
 
-    Positions and rotations follow one centripetal Catmull-Rom curve (no loops, no overshoot at uneven spacing), the
-    rotations by the same pyramid with slerp in place of lerp; K is interpolated linearly.
-    Raises `InputError` for less than two keyframes. Source: Barry and Goldman, 1988; Yuksel et al., 2011.
+    Positions and rotations are centripetal Catmull-Rom curves (no loops or overshoot at uneven spacing), drawn as cubic
+    Bezier segments, with slerp in place of lerp for the rotations; K is interpolated linearly.
+    Raises `InputError` for less than two keyframes. Source: Yuksel et al., 2011; Shoemake, 1985.
     """
     number = len(keyframes)
     if number < 2 or count < 1:
         raise InputError(f"a spline of {count} frames through {number} keyframes was asked for; 1 and 2 are needed.")
-    positions = keyframes.world_from_camera[:, :3, 3]
-    quats = quat_from_matrix(keyframes.world_from_camera[:, :3, :3])
-    order = torch.arange(number + closed, device=positions.device) % number
-    spacing = _spacing(positions[order], quats[order])
+    order = torch.arange(number + closed, device=keyframes.K.device) % number
+    positions = keyframes.world_from_camera[order, :3, 3]
+    quats = quat_from_matrix(keyframes.world_from_camera[order, :3, :3])
+    spacing = _spacing(positions, quats)
     knots = torch.cat([spacing.new_zeros(1), spacing.cumsum(0)])
-    steps = torch.arange(count, dtype=knots.dtype, device=knots.device) / max(count - (not closed), 1)
-    times = steps * knots[-1]
+    times = torch.arange(count, device=knots.device) * (knots[-1] / max(count - (not closed), 1))
     segment = (torch.searchsorted(knots, times, right=True) - 1).clamp(0, len(spacing) - 1)
-    if closed:
-        spacing = torch.cat([spacing[-1:], spacing, spacing[:1]])
-        around = torch.cat([order.new_tensor([number - 1]), order, order[1:2]])
-        positions, quats = positions[around], quats[around]
-    else:
-        spacing = torch.cat([spacing[:1], spacing, spacing[-1:]])
-        positions, quats = _with_ends(positions, _lerp), _with_ends(quats, slerp)
-    knots = torch.cat([spacing.new_zeros(1), spacing.cumsum(0)])
-    times = times + spacing[0]
-    eye = _catmull_rom(positions, knots, segment, times, _lerp)
-    quat = _catmull_rom(quats, knots, segment, times, slerp)
-    local = (times - knots[segment + 1]) / spacing[segment + 1]
-    K = _lerp(keyframes.K[order[segment]], keyframes.K[order[segment + 1]], local[:, None])
+    weight = ((times - knots[segment]) / spacing[segment]).clamp(0, 1)
+    eye = _bezier(positions, spacing, closed, segment, weight, _LINE)
+    quat = _bezier(quats, spacing, closed, segment, weight, _ROTATIONS)
+    K = torch.lerp(keyframes.K[order[segment]], keyframes.K[order[segment + 1]], weight[:, None, None])
     pose = transform_from(matrix_from_quat(quat), eye)
     return replace(keyframes, K=K, world_from_camera=pose, distortion=None, names=(), links=())
 
@@ -183,26 +175,42 @@ def _spacing(positions: Float[Tensor, "K 3"], quats: Float[Tensor, "K 4"]) -> Fl
     return (distance / mean + 0.5 * angle).clamp_min(1e-3).sqrt()
 
 
-def _lerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
-    return start + (end - start) * weight.reshape(-1, *[1] * (start.ndim - 1))
+@dataclass(frozen=True)
+class _Geometry:
+    """How to walk in a space: the way from a to b, a step along such a way, and the point at a weight between."""
+
+    way: Callable[[Tensor, Tensor], Tensor]
+    step: Callable[[Tensor, Tensor], Tensor]
+    between: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _with_ends(points: Tensor, blend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """The points with one more at each end, mirrored from the neighbour."""
-    two = points.new_tensor([2.0])
-    return torch.cat([blend(points[1:2], points[:1], two), points, blend(points[-2:-1], points[-1:], two)])
+_LINE = _Geometry(
+    way=lambda a, b: b - a,
+    step=lambda a, way: a + way,
+    between=lambda a, b, weight: torch.lerp(a, b, weight[:, None]),
+)
+_ROTATIONS = _Geometry(
+    way=lambda a, b: rotvec_from_quat(quat_multiply(quat_inverse(a), b)),
+    step=lambda a, way: quat_multiply(a, quat_from_rotvec(way)),
+    between=slerp,
+)
 
 
-def _catmull_rom(
-    points: Tensor, knots: Tensor, segment: Tensor, times: Tensor, blend: Callable[[Tensor, Tensor, Tensor], Tensor]
+def _bezier(
+    points: Tensor, spacing: Tensor, closed: bool, segment: Tensor, weight: Tensor, geometry: _Geometry
 ) -> Tensor:
-    """The Barry-Goldman pyramid on four neighbours, for whatever `blend` can interpolate and extrapolate."""
-    level = [points[segment + k] for k in range(4)]
-    knot = [knots[segment + k] for k in range(4)]
-
-    def between(first: Tensor, second: Tensor, low: int, high: int) -> Tensor:
-        return blend(first, second, (times - knot[low]) / (knot[high] - knot[low]))
-
-    level = [between(level[k], level[k + 1], k, k + 1) for k in range(3)]
-    level = [between(level[k], level[k + 1], k, k + 2) for k in range(2)]
-    return between(level[0], level[1], 1, 2)
+    """Points on the Catmull-Rom curve: de Casteljau's construction on the control points of each one's segment."""
+    speed = geometry.way(points[:-1], points[1:]) / spacing[:, None]
+    # The tangent at a keyframe weighs the speeds before and after it, the shorter side more.
+    before, time_before, time = speed.roll(1, 0), spacing.roll(1)[:, None], spacing[:, None]
+    tangent = (time * before + time_before * speed) / (time + time_before)
+    if not closed:
+        tangent[0] = speed[0]
+    tangent = torch.cat([tangent, tangent[:1] if closed else speed[-1:]])
+    third = spacing[segment][:, None] / 3
+    start, end = points[segment], points[segment + 1]
+    level = [start, geometry.step(start, tangent[segment] * third)]
+    level += [geometry.step(end, -tangent[segment + 1] * third), end]
+    while len(level) > 1:
+        level = [geometry.between(a, b, weight) for a, b in pairwise(level)]
+    return level[0]

@@ -1,7 +1,8 @@
 """Frames to files and back: streamed H.264 video, PNG sequences, side-by-side panels.
 
 Frames are `[H, W, 3]`, float in 0..1 or uint8, torch or numpy. Video is BT.709 in limited range and says so, so that
-players show the colours that were rendered. Memory does not grow with the number of frames.
+players show the colours that were rendered; a frame already in that form is a uint8 array `[1.5 H, W]` (planar I420)
+and goes to the encoder as it is. Memory does not grow with the number of frames.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -66,19 +67,20 @@ def open_video(
     """
     if not 0 < fps < 10_000:
         raise UsageError(f"{fps} frames per second cannot be written; a rate above 0 and below 10000 is needed.")
-    with atomic_write(path) as file, _open(file, "w", format="mp4") as container:
+    with atomic_write(path) as file, _open(file, "w") as container:
         options = {"crf": str(quality), "preset": preset}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_000), options=options)
-        shapes: list[tuple[int, ...]] = []
+        shapes: list[tuple[int, int]] = []
 
         def add(frame: Frame) -> None:
-            pixels = as_uint8(frame)
+            picture = _yuv_frame(frame)
+            shape = (picture.height, picture.width)
             if not shapes:
-                shapes.append(pixels.shape)
-                _configure(stream, pixels.shape[1], pixels.shape[0])
-            if pixels.shape != shapes[0]:
-                raise InputError(f"frame sizes differ in `{path}`: {list(pixels.shape)} after {list(shapes[0])}.")
-            container.mux(stream.encode(_yuv_frame(pixels)))
+                shapes.append(shape)
+                _configure(stream, *shape)
+            if shape != shapes[0]:
+                raise InputError(f"frame sizes differ in `{path}`: {list(shape)} after {list(shapes[0])}.")
+            container.mux(stream.encode(picture))
 
         yield add
         if not shapes:
@@ -96,13 +98,13 @@ def read_video(path: str | Path) -> Iterator[np.ndarray]:
     file = existing_file(path)
     with open(file, "rb") as stream:
         try:
-            with _open(stream, "r", format="mp4") as container:
+            with _open(stream, "r") as container:
                 if not container.streams.video:
                     raise InputError(f"`{file}` holds no video; a file with pictures is needed.")
                 for frame in container.decode(video=0):
-                    yield _rgb_array(frame)
-        except av.error.FFmpegError as error:
-            raise InputError(f"`{file}` cannot be read as MP4: {error.strerror}. Convert it with ffmpeg.") from error
+                    yield frame.to_ndarray(format="rgb24")
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise InputError(f"`{file}` cannot be read as MP4: {error}. Convert it with ffmpeg.") from error
 
 
 def write_pngs(frames: Iterable[Frame], folder: str | Path, *, overwrite: bool = False) -> int:
@@ -150,40 +152,54 @@ def _labelled(array: np.ndarray, label: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _open(file: Any, mode: str, **options: Any) -> Any:
+def _open(file: Any, mode: Literal["r", "w"]) -> Any:
     try:
         import av
     except ImportError as error:
         raise MissingBackendError(f"video needs the package av ({error}). Run `pip install av`.") from error
-    return av.open(file, mode, **options)
+    return av.open(file, mode, format="mp4")
 
 
-def _configure(stream: Any, width: int, height: int) -> None:
-    stream.width, stream.height = width + width % 2, height + height % 2
+def _configure(stream: Any, height: int, width: int) -> None:
+    stream.width, stream.height = width, height
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.color_primaries = context.color_trc = context.colorspace = BT709
     context.color_range = LIMITED
 
 
-def _yuv_frame(pixels: np.ndarray) -> Any:
+def _yuv_frame(frame: Frame) -> Any:
+    """A picture for the encoder; I420 as it is, RGB converted and padded to even sizes."""
     import av
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
+    if frame.ndim == 2:
+        planes = np.ascontiguousarray(frame.cpu().numpy() if isinstance(frame, Tensor) else frame)
+        if (
+            planes.dtype != np.uint8
+            or planes.shape[0] % 3
+            or planes.shape[0] % 2
+            or planes.shape[1] % 2
+            or not planes.size
+        ):
+            raise InputError(
+                f"an I420 frame is {planes.dtype} {list(planes.shape)}; uint8 [1.5 H, W], H and W even, is needed."
+            )
+        return _tagged(av.VideoFrame.from_ndarray(planes, format="yuv420p"))
+    pixels = as_uint8(frame)
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
         format="yuv420p",
         interpolation=Interpolation.BILINEAR,
         src_color_range=ColorRange.JPEG,
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
     )
-    frame.color_range, frame.colorspace = LIMITED, BT709
-    return frame
+    return _tagged(picture)
 
 
-def _rgb_array(frame: Any) -> np.ndarray:
-    """RGB of a decoded frame by the colour space it declares (BT.709 where it declares none)."""
-    return frame.to_ndarray(format="rgb24")
+def _tagged(picture: Any) -> Any:
+    picture.color_range, picture.colorspace = LIMITED, BT709
+    return picture
