@@ -49,6 +49,9 @@ KINDS: dict[str, ViewModel] = {
 
 NAMES = {"pinhole": "PINHOLE", "opencv": "OPENCV", "fisheye": "OPENCV_FISHEYE", "equirectangular": "EQUIRECTANGULAR"}
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".JPG", ".PNG", ".webp")  # NeRF-synthetic leaves the suffix out
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP")
+# What Pillow's header parsers were seen to raise on damaged files, or document.
+_PILLOW_ERRORS = (OSError, ValueError, ArithmeticError, LookupError, EOFError, SyntaxError, TypeError, RuntimeError)
 PARAMETERS = ("k1", "k2", "k3", "k4", "p1", "p2")  # in the order of nerfstudio's `distortion_params`
 
 
@@ -224,14 +227,19 @@ def _size(source: _Source, values: dict[str, Any], name: str, image: Path | None
             f"`{source.path}`: frame `{name:.200}` has no `w` and `h`, and its picture is missing, so its size is "
             "unknown. Put the pictures beside the file, or add `w` and `h`."
         )
+    return _picture_size(image)
+
+
+def _picture_size(image: Path) -> tuple[int, int]:
+    """Width and height from the header of a picture."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(image) as picture:
+            with Image.open(image, formats=PICTURES) as picture:
                 return picture.size
-    except Exception as error:  # Pillow's decoders raise many kinds; only the header is read here
+    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise InputError(f"`{image}` cannot be read as a picture: {error}. Replace it, or add `w` and `h`.") from error
 
 
