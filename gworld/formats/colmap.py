@@ -236,7 +236,7 @@ class _Reader:
 
     def count(self, bytes_each: int, what: str) -> int:
         count = int(self.take(_COUNT)[0])
-        check_count(count, float(bytes_each), len(self.data) - self.at, self.source, what)
+        check_count(count, bytes_each, len(self.data) - self.at, self.source, what)
         return count
 
     def name(self) -> str:
@@ -319,7 +319,7 @@ def _read_frames(reader: _Reader, model: ColmapModel) -> None:
     for _ in range(reader.count(_FRAME.size + 4, "frames")):
         _, rig, *pose = reader.take(_FRAME)
         (count,) = reader.take(struct.Struct("<I"))
-        check_count(count, float(_DATA.size), len(reader.data) - reader.at, reader.source, "images of a frame")
+        check_count(count, _DATA.size, len(reader.data) - reader.at, reader.source, "images of a frame")
         rows = [reader.take(_DATA) for _ in range(count)]
         images = tuple((sensor, image) for kind, sensor, image in rows if kind == _CAMERA_SENSOR)
         model.frames.append(ColmapFrame(rig, tuple(pose), images))

@@ -56,7 +56,7 @@ def write_points(path: str | Path, points: np.ndarray, colors: np.ndarray) -> No
 def _binary_rows(layout: PlyLayout, vertex: PlyElement) -> np.ndarray:
     offset = element_offset(layout, "vertex")
     row = vertex.row(layout.encoding)
-    check_count(vertex.count, float(row.itemsize), layout.size - offset, str(layout.path), "points")
+    check_count(vertex.count, row.itemsize, layout.size - offset, str(layout.path), "points")
     with open(layout.path, "rb") as stream:
         stream.seek(offset)
         rows = np.fromfile(stream, row, vertex.count)

@@ -205,7 +205,7 @@ def _file_inside(source: _Source, name: Any, suffixes: tuple[str, ...] = ("",)) 
             if file.is_file():
                 return file
         except (OSError, ValueError) as error:
-            raise InputError(f"`{source.path}`: the name {name!r:.80} cannot be used: {error}.") from error
+            raise InputError(f"`{source.path}`: the name {name!r:.80} cannot be used; give a plain one.") from error
         except InputError as error:
             raise InputError(
                 f"`{source.path}`: the name {name!r:.200} leads out of the folder of the file; only names inside it "
@@ -240,7 +240,9 @@ def _picture_size(image: Path) -> tuple[int, int]:
             with Image.open(image, formats=PICTURES) as picture:
                 return picture.size
     except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        raise InputError(f"`{image}` cannot be read as a picture: {error}. Replace it, or add `w` and `h`.") from error
+        raise InputError(
+            f"`{image}` cannot be read as a picture: {error!s:.200}. Replace it, or add `w` and `h`."
+        ) from error
 
 
 def _optics(
