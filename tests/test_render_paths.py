@@ -93,7 +93,7 @@ def test_fit_view_ignores_outliers_and_bad_points():
     dirty[:20] = 1e6
     dirty[20:30] = float("nan")
     view = fit_view(dirty, 64, 48)
-    assert float((view.world_from_camera - plain.world_from_camera).abs().max()) < 0.3
+    assert float((view.world_from_camera - plain.world_from_camera).abs().max()) < 0.8, "of a distance of ten"
     pixels, depth = project_points(view, means)
     inside = (pixels >= 0).all(-1) & (pixels[..., 0] <= 64) & (pixels[..., 1] <= 48) & (depth > 0)
     assert 0.9 < float(inside.float().mean()) <= 1.0

@@ -94,8 +94,8 @@ def fit_view(
 ) -> Cameras:
     """One camera that frames the bulk of a scene from `direction` (from the scene to the camera, +Z up).
 
-    It aims at the middle between the 3rd and 97th percentiles of each axis and steps back until 95 % of all points are
-    in view with a tenth to spare, so that outliers and non-finite points change little.
+    It aims at the middle between the 3rd and 97th percentiles of each axis and steps back until 98 % of all points are
+    in view with some room to spare, so that outliers and non-finite points change little.
     """
     center, _ = bulk(means)
     away = torch.nn.functional.normalize(center.new_tensor(direction), dim=0)
@@ -104,7 +104,7 @@ def fit_view(
     slope_y = math.tan(fov_y / 2)
     # A point is in view from distances beyond this one, on whichever side of the centre it lies.
     needed = torch.maximum(x.abs() * height / (slope_y * width), y.abs() / slope_y) - z
-    distance = max(1.1 * _percentile(needed, 0.95), 1e-3) if len(needed) else 1.0
+    distance = max(1.15 * _percentile(needed, 0.98), 1e-3) if len(needed) else 1.0
     return path_cameras(look_at(center + distance * away, center)[None], width, height, fov_y)
 
 
