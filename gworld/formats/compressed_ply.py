@@ -7,9 +7,9 @@ splat-transform (PlayCanvas, MIT), whose quantisation steps are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from gworld.formats.table import SplatTable, check_table, empty_table
 from gworld.scene.harmonics import rgb_from_sh, sh_from_rgb
 
 CHUNK = 256
+WORKERS = min(4, os.cpu_count() or 1)
 BLOCK_ROWS = 64 * CHUNK  # a block of rows and its columns stay in the cache
 
 AXIS = ("x", "y", "z")
@@ -46,7 +47,6 @@ _LIMITS = np.array([2047, 1023, 2047], np.uint32)
 _COLOR_SHIFTS = np.array([24, 16, 8], np.uint32)
 _ROTATION_SHIFTS = np.array([20, 10, 0], np.uint32)
 _SMALL = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # the components beside the largest
-_ORDER = np.array([[3, 0, 1, 2], [0, 3, 1, 2], [0, 1, 3, 2], [0, 1, 2, 3]])  # where each comes from on the way back
 _SH_LEVELS = ((np.concatenate([[0.0], (np.arange(1, 255) + 0.5) / 256, [1.0]]) - 0.5) * 8).astype(np.float32)
 
 
@@ -61,16 +61,16 @@ def read_compressed_ply(path: str | Path, *, check: bool = True) -> SplatTable:
     chunk, vertex, harmonics = _elements(layout)
     remarks = parse_remarks(layout.comments)
     table = empty_table(vertex.count, REST_COUNTS[len(harmonics.properties)])
-    with open(layout.path, "rb") as stream:
-        bounds = _read_bounds(stream, layout, chunk)
-        blocks = _rows(stream, layout, vertex), _rows(stream, layout, harmonics)
-        for where, rows in blocks[0]:
-            _decode(rows, bounds[where.start // CHUNK :], table, where)
+    bounds = _read_bounds(layout, chunk)
+
+    def decode(start: int) -> None:
+        where = slice(start, min(start + BLOCK_ROWS, vertex.count))
+        _decode(_rows(layout, vertex, where), bounds[start // CHUNK :], table, where)
         if harmonics.properties:
-            names = [f"f_rest_{index}" for index in range(len(harmonics.properties))]
-            for where, rows in blocks[1]:
-                values = _SH_LEVELS[np.stack([rows[name] for name in names], axis=1)]
-                table.sh[where, 1:] = values.reshape(len(rows), 3, -1).transpose(0, 2, 1)
+            _decode_harmonics(_rows(layout, harmonics, where), table.sh[where, 1:])
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(decode, range(0, vertex.count, BLOCK_ROWS)))
     columns = (table.means, table.quats_wxyz, table.log_scales, table.opacity_logits, table.sh, table.links)
     table = SplatTable(*columns, axes=remarks.axes, metric=remarks.metric)
     return check_table(table, str(layout.path)) if check else table
@@ -159,48 +159,71 @@ def _elements(layout: PlyLayout) -> tuple[PlyElement, PlyElement, PlyElement]:
     return chunk, vertex, harmonics
 
 
-def _rows(stream: IO[bytes], layout: PlyLayout, element: PlyElement) -> Iterator[tuple[slice, np.ndarray]]:
-    """Structured rows of an element in blocks, each with its place in the table."""
+def _rows(layout: PlyLayout, element: PlyElement, where: slice) -> np.ndarray:
+    """Structured rows of an element, read from the file."""
     kind = element.row(layout.encoding)
-    stream.seek(element_offset(layout, element.name)) if element.properties else None
-    for start in range(0, element.count, BLOCK_ROWS):
-        count = min(BLOCK_ROWS, element.count - start)
-        data = stream.read(count * kind.itemsize)
-        if len(data) != count * kind.itemsize:
-            raise InputError(f"`{layout.path}` ended while it was read. Copy or export the file again.")
-        yield slice(start, start + count), np.frombuffer(data, kind)
+    offset = element_offset(layout, element.name) + where.start * kind.itemsize
+    rows = np.fromfile(layout.path, kind, where.stop - where.start, offset=offset)
+    if len(rows) != where.stop - where.start:
+        raise InputError(f"`{layout.path}` ended while it was read. Copy or export the file again.")
+    return rows
 
 
-def _read_bounds(stream: IO[bytes], layout: PlyLayout, chunk: PlyElement) -> np.ndarray:
+def _read_bounds(layout: PlyLayout, chunk: PlyElement) -> np.ndarray:
     """Bounds `[C, 18]` of the chunks, in the order of `BOUNDS` and `COLOR_BOUNDS`."""
     bounds = np.empty((chunk.count, len(BOUNDS) + len(COLOR_BOUNDS)), np.float32)
     bounds[:, len(BOUNDS) :] = (0, 0, 0, 1, 1, 1)  # what older files, which name none, mean
-    names = [*BOUNDS, *COLOR_BOUNDS][: None if COLOR_BOUNDS[0] in chunk.properties else len(BOUNDS)]
-    for where, rows in _rows(stream, layout, chunk):
-        for column, name in enumerate(names):
-            bounds[where, column] = rows[name]
+    rows = _rows(layout, chunk, slice(0, chunk.count))
+    for column, name in enumerate((*BOUNDS, *COLOR_BOUNDS)):
+        if name in chunk.properties:
+            bounds[:, column] = rows[name]
     return bounds
 
 
 def _decode(rows: np.ndarray, bounds: np.ndarray, table: SplatTable, where: slice) -> None:
-    """Unpack a block of rows that begins at a chunk's first row."""
-    words = {name: rows[name].astype(np.uint32, copy=False)[:, None] for name in PACKED}
-    per_row = np.repeat(bounds[: -(-len(rows) // CHUNK)], CHUNK, axis=0)[: len(rows)]
+    """Unpack a block of rows that begins at a chunk's first row, column by column (numpy is slow along short axes)."""
+    count = len(rows)
+    chunks = -(-count // CHUNK)
+    words = np.zeros((len(PACKED), chunks * CHUNK), np.uint32)
+    for row, name in enumerate(PACKED):
+        words[row, :count] = rows[name]
+    position, rotation, scale, color = words
 
-    def lerp(fractions: np.ndarray, column: int) -> np.ndarray:
-        return per_row[:, column : column + 3] * (1 - fractions) + per_row[:, column + 3 : column + 6] * fractions
+    def lerp(steps: np.ndarray, limit: int, column: int) -> np.ndarray:
+        low, high = bounds[:chunks, column, None], bounds[:chunks, column + 3, None]
+        fractions = steps.reshape(chunks, CHUNK) / np.float32(limit)
+        return (low * (1 - fractions) + high * fractions).reshape(-1)[:count]
 
     with np.errstate(over="ignore", invalid="ignore"):  # `check_table` refuses what bounds without meaning give
-        for name, column, target in (("packed_position", 0, table.means), ("packed_scale", 6, table.log_scales)):
-            target[where] = lerp(((words[name] >> _SHIFTS) & _LIMITS) / _LIMITS.astype(np.float32), column)
-        color = words["packed_color"]
-        table.sh[where, 0] = sh_from_rgb(lerp(((color >> _COLOR_SHIFTS) & 255) / np.float32(255), 12))
-    table.opacity_logits[where] = logits_from_bytes(color[:, 0] & 255)
-    rotation = words["packed_rotation"]
-    values = np.empty((len(rows), 4), np.float32)
-    values[:, :3] = (((rotation >> _ROTATION_SHIFTS) & 1023) / np.float32(1023) - np.float32(0.5)) * np.float32(2**0.5)
-    values[:, 3] = np.sqrt(np.maximum(0, 1 - (values[:, :3] ** 2).sum(axis=1)))
-    table.quats_wxyz[where] = np.take_along_axis(values, _ORDER[rotation[:, 0] >> 30], axis=1)
+        for axis, (shift, limit) in enumerate(((21, 2047), (11, 1023), (0, 2047))):
+            table.means[where, axis] = lerp((position >> np.uint32(shift)) & np.uint32(limit), limit, axis)
+            table.log_scales[where, axis] = lerp((scale >> np.uint32(shift)) & np.uint32(limit), limit, 6 + axis)
+            shade = lerp((color >> np.uint32(24 - 8 * axis)) & np.uint32(255), 255, 12 + axis)
+            table.sh[where, 0, axis] = sh_from_rgb(shade)
+    table.opacity_logits[where] = logits_from_bytes(color[:count] & np.uint32(255))
+    _unpack_rotations(rotation[:count], table.quats_wxyz[where])
+
+
+def _unpack_rotations(packed: np.ndarray, quats: np.ndarray) -> None:
+    """Fill `quats [N, 4]`: three small components, and the largest so that the length is 1."""
+    a, b, c = (
+        (((packed >> np.uint32(shift)) & np.uint32(1023)) / np.float32(1023) - np.float32(0.5)) * np.float32(2**0.5)
+        for shift in (20, 10, 0)
+    )
+    largest = packed >> np.uint32(30)
+    rest = np.sqrt(np.maximum(0, 1 - (a * a + b * b + c * c)))
+    quats[:, 0] = np.where(largest == 0, rest, a)
+    quats[:, 1] = np.where(largest == 0, a, np.where(largest == 1, rest, b))
+    quats[:, 2] = np.where(largest <= 1, b, np.where(largest == 2, rest, c))
+    quats[:, 3] = np.where(largest == 3, rest, c)
+
+
+def _decode_harmonics(rows: np.ndarray, target: np.ndarray) -> None:
+    """Fill `target [N, K - 1, 3]` from bytes: red's coefficients, then green's, then blue's."""
+    names = tuple(f"f_rest_{index}" for index in range(len(rows.dtype.names or ())))
+    plain = rows.dtype.names == names
+    levels = rows.view(np.uint8).reshape(len(rows), -1) if plain else np.stack([rows[name] for name in names], axis=1)
+    target[:] = np.take(_SH_LEVELS, levels).reshape(len(rows), 3, -1).transpose(0, 2, 1)
 
 
 def _encode(part: SplatTable) -> tuple[np.ndarray, np.ndarray]:

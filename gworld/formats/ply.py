@@ -8,6 +8,7 @@ Source: Kerbl et al., "3D Gaussian Splatting for Real-Time Radiance Field Render
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -144,22 +145,29 @@ def write_ply(table: SplatTable, path: str | Path) -> None:
     linked = len(table.link_table) > 1
     lines = ["ply", "format binary_little_endian 1.0", *format_remarks(table), f"element vertex {len(table)}"]
     lines += [f"property float {name}" for name in names] + ["property int link"] * linked + ["end_header", ""]
-    block = np.zeros((min(BLOCK_ROWS, max(len(table), 1)), len(names) + linked), "<f4")  # normals stay zero
-    with atomic_write(path) as stream:
-        stream.write("\n".join(lines).encode("ascii"))
-        for start in range(0, len(table), len(block)):
-            part = table.select(slice(start, start + len(block)))
-            rows = block[: len(part)]
-            floats = rows[:, : len(names)]
-            floats[:, 0:3] = part.means
-            floats[:, 6:9] = part.sh[:, 0]
-            floats[:, 9:-8] = part.sh[:, 1:].transpose(0, 2, 1).reshape(len(part), -1)
-            floats[:, -8] = part.opacity_logits
-            floats[:, -7:-4] = part.log_scales
-            floats[:, -4:] = part.quats_wxyz
-            if linked:
-                rows.view("<i4")[:, -1] = part.links
-            stream.write(rows.data)
+    blocks = np.zeros((2, min(BLOCK_ROWS, len(table)), len(names) + linked), "<f4")  # normals stay zero
+    with atomic_write(path) as stream, ThreadPoolExecutor(1) as writer:  # one block is written while the next is filled
+        pending = writer.submit(stream.write, "\n".join(lines).encode("ascii"))
+        for start in range(0, len(table), BLOCK_ROWS):
+            rows = _fill(blocks[start // BLOCK_ROWS % 2], table.select(slice(start, start + BLOCK_ROWS)), linked)
+            pending.result()
+            pending = writer.submit(stream.write, rows.data)
+        pending.result()
+
+
+def _fill(block: np.ndarray, part: SplatTable, linked: bool) -> np.ndarray:
+    """The rows of `part` in the usual order, in the memory of `block`."""
+    rows = block[: len(part)]
+    floats = rows[:, :-1] if linked else rows
+    floats[:, 0:3] = part.means
+    floats[:, 6:9] = part.sh[:, 0]
+    floats[:, 9:-8] = part.sh[:, 1:].transpose(0, 2, 1).reshape(len(part), -1)
+    floats[:, -8] = part.opacity_logits
+    floats[:, -7:-4] = part.log_scales
+    floats[:, -4:] = part.quats_wxyz
+    if linked:
+        rows.view("<i4")[:, -1] = part.links
+    return rows
 
 
 def _with_remarks(table: SplatTable, header: PlyHeader) -> SplatTable:

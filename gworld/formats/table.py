@@ -119,7 +119,8 @@ def bad_rows(table: SplatTable) -> np.ndarray:
 def _zero_rows(quats: np.ndarray) -> np.ndarray:
     mask = np.zeros(len(quats), bool)
     for rows in _blocks(len(quats)):
-        mask[rows] = ~(np.abs(quats[rows]).max(axis=1, initial=0.0) > 1e-18)
+        w, x, y, z = np.abs(quats[rows].T)  # by columns: numpy is slow along a short axis
+        mask[rows] = ~(np.maximum(np.maximum(w, x), np.maximum(y, z)) > 1e-18)
     return mask
 
 
