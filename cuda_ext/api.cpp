@@ -1,4 +1,5 @@
 // The C interface: checks arguments, keeps contexts and tapes, turns exceptions into codes.
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -123,6 +124,56 @@ int32_t render(gw_context &context, const gw_scene &scene, const gw_views &views
   return GW_OK;
 }
 
+// Gradients by the matrices of all worlds and cameras.
+struct PoseSums {
+  std::vector<double> link, camera, previous_link, previous_camera;
+};
+
+void store(const std::vector<double> &sums, float *out) {
+  if (out)
+    for (size_t i = 0; i < sums.size(); i++) out[i] = static_cast<float>(sums[i]);
+}
+
+void clear(float *out, int64_t count) {
+  if (out) std::memset(out, 0, sizeof(float) * static_cast<size_t>(count));
+}
+
+int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images,
+                 const gw_images &image_gradients, gw_tape &tape, const gw_gradients &out) {
+  prepare(context, scene);
+  const size_t links = 16 * static_cast<size_t>(scene.link_count), cameras = 16 * static_cast<size_t>(views.cameras);
+  PoseSums sums;
+  sums.link.assign(links * views.worlds, 0.0);
+  sums.camera.assign(cameras, 0.0);
+  sums.previous_link = sums.link;
+  sums.previous_camera = sums.camera;
+  clear(out.means, 3 * scene.count);
+  clear(out.quats, 4 * scene.count);
+  clear(out.log_scales, 3 * scene.count);
+  clear(out.opacity_logits, scene.count);
+  clear(out.sh, 3 * scene.sh_count * scene.count);
+  for (int w = 0; w < views.worlds; w++)
+    for (int c = 0; c < views.cameras; c++) {
+      const size_t index = static_cast<size_t>(w) * views.cameras + c;
+      const ViewSetup view = setup_of(context, scene, views, image_gradients, w, c);
+      const double *poses = backward_frame(context.kernels, scene, context.columns, view, *tape.frames[index],
+                                           view_of(images, views, index), view_of(image_gradients, views, index), out,
+                                           context.scratch, context.pool);
+      if (!poses) continue;
+      unfold_poses(views.world_from_link + links * w, views.world_from_camera + 16 * c, scene.link_count, poses,
+                   sums.link.data() + links * w, sums.camera.data() + 16 * c);
+      if (view.want_flow)
+        unfold_poses(views.previous_world_from_link + links * w, views.previous_world_from_camera + 16 * c,
+                     scene.link_count, poses + POSE_SUMS / 2, sums.previous_link.data() + links * w,
+                     sums.previous_camera.data() + 16 * c);
+    }
+  store(sums.link, out.world_from_link);
+  store(sums.camera, out.world_from_camera);
+  store(sums.previous_link, out.previous_world_from_link);
+  store(sums.previous_camera, out.previous_world_from_camera);
+  return GW_OK;
+}
+
 }  // namespace
 }  // namespace gw
 
@@ -160,6 +211,22 @@ GW_API int32_t gw_render(gw_context *context, const gw_scene *scene, const gw_vi
   }
 }
 
+GW_API int32_t gw_backward(gw_context *context, const gw_scene *scene, const gw_views *views, const gw_images *images,
+                           const gw_images *image_gradients, gw_tape *tape, const gw_gradients *gradients) {
+  if (!context || !scene || !views || !images || !image_gradients || !tape || !gradients) return GW_BAD_ARGUMENT;
+  if (!gw::valid(*scene, *views, *image_gradients) || !images->alpha) return GW_BAD_ARGUMENT;
+  if (tape->frames.size() != static_cast<size_t>(views->worlds) * static_cast<size_t>(views->cameras)) return GW_BAD_ARGUMENT;
+  if ((image_gradients->rgb && !images->rgb) || (image_gradients->depth && !images->depth) ||
+      (image_gradients->flow && !images->flow))
+    return GW_BAD_ARGUMENT;
+  try {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    return gw::backward(*context, *scene, *views, *images, *image_gradients, *tape, *gradients);
+  } catch (...) {
+    return GW_OUT_OF_MEMORY;
+  }
+}
+
 GW_API void gw_tape_release(gw_context *context, gw_tape *tape) {
   if (!tape) return;
   const std::unique_ptr<gw_tape> owned(tape);
@@ -172,5 +239,3 @@ GW_API void gw_tape_release(gw_context *context, gw_tape *tape) {
 }
 
 }  // extern "C"
-extern "C" GW_API int32_t gw_backward(gw_context *, const gw_scene *, const gw_views *, const gw_images *,
-                           const gw_images *, gw_tape *, const gw_gradients *) { return GW_UNSUPPORTED; }

@@ -53,6 +53,12 @@ int32_t build_frame(const Kernels &kernels, const gw_scene &scene, const Columns
   frame.chunk_count.reserve(chunks);
   frame.chunk_slots.reserve(chunks + 1);
   pool.run(chunks, [&](int chunk) { kernels.project(scene, columns, view, frame, chunk); });
+  uint64_t slots = 0;  // counts to starts
+  for (int chunk = 0; chunk <= chunks; chunk++) {
+    const uint64_t here = chunk < chunks ? frame.chunk_slots[chunk] : 0;
+    frame.chunk_slots[chunk] = slots;
+    slots += here;
+  }
   sort_by_depth(frame, chunks, pool);
   return fill_tile_lists(view, frame, pool) ? GW_OK : GW_TOO_MANY;
 }
@@ -64,6 +70,63 @@ void draw_frame(const Kernels &kernels, const ViewSetup &view, const Frame &fram
     const int end = (task + 1) * AT_ONCE < tiles ? (task + 1) * AT_ONCE : tiles;
     for (int tile = task * AT_ONCE; tile < end; tile++) kernels.raster(view, frame, images, tile);
   });
+}
+
+const double *backward_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
+                             Frame &frame, const ImageView &pictures, const ImageView &image_gradients,
+                             const gw_gradients &out, BackwardScratch &scratch, Pool &pool) {
+  constexpr int PARTS = 64;  // fixed, so that sums do not depend on the number of threads
+  const int chunks = chunks_of(scene.count);
+  const size_t sums = static_cast<size_t>(view.link_count) * POSE_SUMS;
+  const bool poses = out.world_from_link || out.world_from_camera || out.previous_world_from_link || out.previous_world_from_camera;
+  scratch.rows.reserve(chunks ? frame.chunk_slots[chunks] : 0);
+  scratch.pose_sums.reserve(PARTS * sums);
+  GradientRow *rows = scratch.rows.data;
+  pool.run(chunks, [&](int chunk) {
+    const uint64_t first = frame.chunk_slots[chunk];
+    std::memset(static_cast<void *>(rows + first), 0, sizeof *rows * (frame.chunk_slots[chunk + 1] - first));
+  });
+  pool.run(view.macros_x * view.macros_y, [&](int macro) {
+    kernels.raster_backward(view, frame, pictures, image_gradients, rows, macro);
+  });
+  pool.run(PARTS, [&](int part) {
+    double *part_sums = poses ? scratch.pose_sums.data + part * sums : nullptr;
+    if (poses) std::memset(part_sums, 0, sums * sizeof *part_sums);
+    const int end = static_cast<int>(int64_t(chunks) * (part + 1) / PARTS);
+    for (int chunk = static_cast<int>(int64_t(chunks) * part / PARTS); chunk < end; chunk++)
+      kernels.project_backward(scene, columns, view, frame, rows, out, part_sums, chunk);
+  });
+  if (!poses) return nullptr;
+  double *total = scratch.pose_sums.data;
+  for (int part = 1; part < PARTS; part++)
+    for (size_t i = 0; i < sums; i++) total[i] += total[part * sums + i];
+  return total;
+}
+
+// With A = Rc^T Rl and b = Rc^T (tl - tc): dRl = Rc dA, dtl = Rc db, dRc = Rl dA^T + (tl - tc) db^T, dtc = -Rc db.
+void unfold_poses(const float *world_from_link, const float *world_from_camera, int links, const double *pose_sums,
+                  double *link_gradient, double *camera_gradient) {
+  const float *camera = world_from_camera;
+  for (int l = 0; l < links; l++) {
+    const float *link = world_from_link + 16 * static_cast<size_t>(l);
+    const double *by_turn = pose_sums + static_cast<size_t>(l) * POSE_SUMS, *by_shift = by_turn + 9;
+    double *by_link = link_gradient + 16 * static_cast<size_t>(l);
+    for (int i = 0; i < 3; i++) {
+      double shift = 0;
+      for (int k = 0; k < 3; k++) shift += camera[4 * i + k] * by_shift[k];
+      by_link[4 * i + 3] += shift;
+      camera_gradient[4 * i + 3] -= shift;
+      for (int j = 0; j < 3; j++) {
+        double turn = 0, turn_camera = (double(link[4 * i + 3]) - camera[4 * i + 3]) * by_shift[j];
+        for (int k = 0; k < 3; k++) {
+          turn += camera[4 * i + k] * by_turn[3 * k + j];
+          turn_camera += link[4 * i + k] * by_turn[3 * j + k];
+        }
+        by_link[4 * i + j] += turn;
+        camera_gradient[4 * i + j] += turn_camera;
+      }
+    }
+  }
 }
 
 }  // namespace gw

@@ -20,14 +20,15 @@ void draw_frame(const Kernels &kernels, const ViewSetup &view, const Frame &fram
 // Scratch of a backward pass.
 struct BackwardScratch {
   Buffer<GradientRow> rows;
-  Buffer<double> pose_sums;  // [chunks, links, POSE_SUMS]
+  Buffer<double> pose_sums;  // [parts, links, POSE_SUMS]
 };
-// Adds one view's gradients to `gradients`, of which the pose entries point at this view's matrices.
-void backward_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
-                    Frame &frame, const ImageView &pictures, const ImageView &image_gradients,
-                    const gw_gradients &gradients, BackwardScratch &scratch, Pool &pool);
+// Adds one view's gradients by the Gaussians to `out`. Returns [links, POSE_SUMS] sums by the folded poses, or null when
+// `out` asks for no pose.
+const double *backward_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
+                             Frame &frame, const ImageView &pictures, const ImageView &image_gradients,
+                             const gw_gradients &out, BackwardScratch &scratch, Pool &pool);
 
-// Adds the gradient by the matrices of one world and camera to [L,4,4] and [4,4] sums in double.
+// Adds, to sums shaped [L,4,4] and [4,4], the gradient by one world's and camera's matrices from that by folded poses.
 void unfold_poses(const float *world_from_link, const float *world_from_camera, int links, const double *pose_sums,
                   double *link_gradient, double *camera_gradient);
 

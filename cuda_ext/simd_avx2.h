@@ -103,6 +103,19 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return {_mm256_i32gather_ps(base, at, 4), _mm256_i32gather_ps(base + 8 * stride, at, 4)};
 }
 
+// Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
+GW_INLINE void store_pairs_(float *out, vf x, vf y) {
+  _mm256_storeu_ps(out, _mm256_unpacklo_ps(x.a, y.a));
+  _mm256_storeu_ps(out + 8, _mm256_unpackhi_ps(x.a, y.a));
+  _mm256_storeu_ps(out + 16, _mm256_unpacklo_ps(x.b, y.b));
+  _mm256_storeu_ps(out + 24, _mm256_unpackhi_ps(x.b, y.b));
+}
+constexpr int pair_pixel(int i) { return (i & 8) + (i & 2) * 2 + (i & 1) + (i & 4) / 2; }
+GW_INLINE vf pair_(const float *p) {
+  const __m256 both = _mm256_castpd_ps(_mm256_broadcast_sd(reinterpret_cast<const double *>(p)));
+  return {both, both};
+}
+
 // Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
 template <class Lists>
 GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t, Lists &lists) {

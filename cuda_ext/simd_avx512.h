@@ -66,6 +66,14 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 4);
 }
 
+// Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
+GW_INLINE void store_pairs_(float *out, vf a, vf b) {
+  _mm512_storeu_ps(out, _mm512_unpacklo_ps(a.v, b.v));
+  _mm512_storeu_ps(out + 16, _mm512_unpackhi_ps(a.v, b.v));
+}
+constexpr int pair_pixel(int i) { return (i & 7) / 2 * 4 + (i & 1) + (i & 8) / 4; }
+GW_INLINE vf pair_(const float *p) { return _mm512_castpd_ps(_mm512_set1_pd(*reinterpret_cast<const double *>(p))); }
+
 // Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
 template <class Lists>
 GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t blocks, Lists &lists) {

@@ -114,6 +114,19 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return a;
 }
 
+// Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
+GW_INLINE void store_pairs_(float *out, vf a, vf b) {
+  for (int i = 0; i < 16; i++) {
+    out[2 * i] = a.v[i];
+    out[2 * i + 1] = b.v[i];
+  }
+}
+constexpr int pair_pixel(int i) { return i; }
+GW_INLINE vf pair_(const float *p) {
+  const float a = p[0], b = p[1];
+  return float16{a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b};
+}
+
 // Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
 template <class Lists>
 GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t, Lists &lists) {

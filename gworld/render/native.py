@@ -208,7 +208,8 @@ class _Request:
     def views(self, tensors: Sequence[Tensor]) -> _Views:
         """The C struct of poses, cameras and options."""
         poses, cameras = tensors[5:7]
-        before = [tensor.data_ptr() for tensor in tensors[7:9]] or [None, None]
+        before: list[int | None] = [tensor.data_ptr() for tensor in tensors[7:9]]
+        before = before or [None, None]
         before.append(None if self.previous_intrinsics is None else self.previous_intrinsics.data_ptr())
         return _Views(
             *(len(poses), len(cameras), self.width, self.height),
@@ -346,9 +347,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.gw_context_destroy.argtypes = [c_void_p]
     library.gw_context_destroy.restype = None
     library.gw_render.argtypes = [c_void_p, POINTER(_Scene), POINTER(_Views), POINTER(_Images), c_void_p]
-    library.gw_backward.argtypes = [
-        *[c_void_p, POINTER(_Scene), POINTER(_Views), POINTER(_Images), POINTER(_Images), c_void_p],
-        POINTER(_Gradients),
-    ]
+    scene, images = POINTER(_Scene), POINTER(_Images)
+    library.gw_backward.argtypes = [c_void_p, scene, POINTER(_Views), images, images, c_void_p, POINTER(_Gradients)]
     library.gw_tape_release.argtypes = [c_void_p, c_void_p]
     library.gw_tape_release.restype = None
