@@ -77,12 +77,11 @@ def write_sog(table: SplatTable, path: str | Path) -> None:
     """Write a `.sog` file, or, when the name ends in `meta.json`, that file and its images beside it.
 
     Rows are stored in Morton order and links baked into the world by their rest poses. Lossy: positions to 1/65535 of
-    their range on a log scale, rotations to half a degree, scales and colours to a 256-entry codebook, harmonics to a
-    palette of up to 65,536 entries. Raises `InputError` for values that cannot be rendered.
+    their range on a log scale, rotations to a degree (a third on average), scales and colours to a 256-entry codebook,
+    harmonics to a palette of up to 65,536 entries. Raises `InputError` for values that cannot be rendered.
     """
     check_table(table, "the scene to write")
     table = to_axes(bake_links(table), "RDF")
-    table = table.select(sog_pack.morton_order(table.means))
     target = Path(path)
     with ThreadPoolExecutor(2) as pool:
         meta, images = _encode(table, lambda image: pool.submit(sog_pack.encode_webp, image))
@@ -199,15 +198,19 @@ def _encode(
 ) -> tuple[dict[str, Any], dict[str, Future[bytes]]]:
     """The contents of `meta.json` and the images, whose compression runs while the palette is sought."""
     images: dict[str, Future[bytes]] = {}
+    order = sog_pack.morton_order(table.means)
+
+    def queue(name: str, pixels: np.ndarray) -> None:
+        images[name] = submit(sog_pack.to_image(pixels[order]))
+
     low, high, mins, maxs = sog_pack.pack_means(table.means)
-    images["means_l.webp"] = submit(sog_pack.to_image(low))
-    images["means_u.webp"] = submit(sog_pack.to_image(high))
-    images["quats.webp"] = submit(sog_pack.to_image(sog_pack.pack_quats(table.quats_wxyz)))
+    queue("means_l.webp", low)
+    queue("means_u.webp", high)
+    queue("quats.webp", sog_pack.pack_quats(table.quats_wxyz))
     scale_book, scales = fit_codebook(table.log_scales)
-    images["scales.webp"] = submit(sog_pack.to_image(scales))
+    queue("scales.webp", scales)
     color_book, colors = fit_codebook(table.sh[:, 0])
-    opacities = sog_pack.pack_opacities(table)
-    images["sh0.webp"] = submit(sog_pack.to_image(np.concatenate([colors, opacities[:, None]], axis=1)))
+    queue("sh0.webp", np.concatenate([colors, sog_pack.pack_opacities(table)[:, None]], axis=1))
     meta = {
         "version": 2,
         "asset": {"generator": "gworld"},
@@ -224,7 +227,7 @@ def _encode(
         book, codes = fit_codebook(palette)
         pixels = np.stack([labels & 255, labels >> 8, np.zeros_like(labels)], axis=1).astype(np.uint8)
         images["shN_centroids.webp"] = submit(sog_pack.pack_palette(codes.reshape(-1, terms, 3)))
-        images["shN_labels.webp"] = submit(sog_pack.to_image(pixels))
+        queue("shN_labels.webp", pixels)
         files = ["shN_centroids.webp", "shN_labels.webp"]
         meta["shN"] = {"count": len(palette), "bands": table.sh_degree, "codebook": _short(book), "files": files}
     return meta, images
@@ -258,7 +261,9 @@ def _opened(file: Path) -> Iterator[tuple[Load, Callable[[str], int]]]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, OverflowError) as error:
-        raise InputError(f"`{file}` is a damaged zip archive ({error}). Copy or export it again.") from error
+        raise InputError(
+            f"`{file}` is a damaged zip archive ({str(error)[:80]!r}). Copy or export it again."
+        ) from error
     with archive:
         yield (
             (lambda name, limit: _read_member(archive, name, limit, file)),
@@ -283,7 +288,9 @@ def _read_member(archive: zipfile.ZipFile, name: str, limit: int, file: Path) ->
         with archive.open(info) as stream:
             data = stream.read(limit + 1)  # the stated size may lie
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"`{file}`: member `{name}` is damaged ({error}). Copy or export the file again.") from error
+        raise InputError(
+            f"`{file}`: member `{name}` is damaged ({str(error)[:80]!r}). Copy or export the file again."
+        ) from error
     if len(data) > limit:
         raise InputError(f"`{file}`: member `{name}` unpacks to more than {limit} bytes; that makes no sense.")
     return data

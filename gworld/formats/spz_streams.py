@@ -107,14 +107,12 @@ def encode_rest(table: SplatTable) -> np.ndarray:
     Fewer bits than the byte holds make the stream compress; the value 128 (zero) is always the centre of a bucket.
     """
     width = 3 * (table.sh.shape[1] - 1)
-    bucket = np.where(np.arange(width) < 9, 8, 16).astype(np.int16)
+    bucket = np.where(np.arange(width) < 9, 8, 16).astype(np.float32)
     flat = table.sh.reshape(len(table), width + 3)
 
     def pack(rows: slice, out: np.ndarray) -> None:
-        steps = np.rint(np.clip(flat[rows, 3:], -2, 2) * np.float32(128)).astype(np.int16)
-        steps += 128 + bucket // 2
-        steps &= -bucket
-        np.copyto(out, np.clip(steps, 0, 255, out=steps), casting="unsafe")
+        steps = np.clip(flat[rows, 3:], -1, 1) * (np.float32(128) / bucket)
+        _to_bytes(np.rint(steps, out=steps) * bucket + np.float32(128), out)
 
     return _encode(len(table), width, pack)
 
