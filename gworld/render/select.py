@@ -26,6 +26,8 @@ ORDER: tuple[ConcreteBackend, ...] = get_args(ConcreteBackend)
 RIGID_TOLERANCE = 1e-3
 BIG_IMAGES = 1 << 30
 """Bytes of output beyond which free memory is looked up first."""
+_LOADED: set[str] = set()
+"""Native libraries found usable: they stay loaded, and looking for them again would cost more than a small picture."""
 CHANNELS = {"rgb": 3, "alpha": 1, "depth": 1, "link_id": 1, "flow": 2}
 
 
@@ -100,11 +102,16 @@ def why_unavailable(name: ConcreteBackend) -> str | None:
     kind: Literal["cpu", "cuda"] = "cpu" if name == "native-cpu" else "cuda"
     if kind == "cuda" and not torch.cuda.is_available():
         return "this machine shows PyTorch no CUDA device. Use backend native-cpu or reference."
+    if kind in _LOADED:
+        return None
     try:
         from gworld.render.native import native_status
     except ImportError as error:
         return f"the native renderer cannot be loaded ({error}). Install gworld where a C++ compiler is present."
-    return native_status(kind)
+    reason = native_status(kind)
+    if reason is None:
+        _LOADED.add(kind)
+    return reason
 
 
 def why_unfit(name: ConcreteBackend, gaussians: Gaussians, outputs: Sequence[str]) -> str | None:
