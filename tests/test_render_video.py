@@ -129,7 +129,7 @@ def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path):
     [
         ([], "no frames"),
         ([np.zeros((4, 4, 4), np.uint8)], r"shape \[4, 4, 4\]"),
-        ([np.zeros((4, 4, 3), np.int32)], "type int32"),
+        ([np.zeros((4, 4, 3), np.int32)], "int32"),
         ([np.zeros((0, 4, 3), np.uint8)], r"\[H, W, 3\]"),
         ([np.zeros((16, 16, 3), np.uint8), np.zeros((16, 18, 3), np.uint8)], "frame sizes differ"),
     ],

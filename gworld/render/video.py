@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gworld.errors import InputError, MissingBackendError, UsageError
@@ -31,14 +32,16 @@ def as_uint8(frame: Frame) -> np.ndarray:
 
     Raises `InputError` for another shape or an integer type other than uint8.
     """
-    array = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else np.asarray(frame)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise InputError(f"a frame has shape {list(array.shape)}; [H, W, 3] is needed.")
-    if np.issubdtype(array.dtype, np.floating):
-        array = (np.nan_to_num(array, nan=0.0, posinf=1.0, neginf=0.0).clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    if array.dtype != np.uint8:
-        raise InputError(f"a frame has type {array.dtype}; float in 0..1 or uint8 is needed.")
-    return np.ascontiguousarray(array)
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise InputError(f"a frame has shape {list(frame.shape)}; [H, W, 3] is needed.")
+    tensor = frame.detach() if isinstance(frame, Tensor) else torch.from_numpy(np.ascontiguousarray(frame))
+    if tensor.is_floating_point():
+        # In place and on the frame's own device: a video spends more here than in the conversion to YUV otherwise.
+        scaled = tensor.mul(255.0).add_(0.5).nan_to_num_(0.0, 255.0, 0.0)
+        tensor = scaled.clamp_(0.0, 255.0).to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise InputError(f"a frame has type {tensor.dtype}; float in 0..1 or uint8 is needed.")
+    return tensor.cpu().contiguous().numpy()
 
 
 def write_video(
