@@ -40,7 +40,7 @@ def _attack_gzip(data: bytes, rng: random.Random) -> bytes:
     payload = gzip.decompress(data)
     kind = rng.choice(["bomb", "bomb behind", "two members", "empty", "bad checksum"])
     if kind == "bomb":
-        return _gzip_bomb()
+        return gzip_bomb()
     if kind == "bomb behind":  # a sound header, then far more than it announces
         packer = zlib.compressobj(1, zlib.DEFLATED, 31)
         return packer.compress(payload) + b"".join(packer.compress(bytes(1 << 24)) for _ in range(8)) + packer.flush()
@@ -50,7 +50,7 @@ def _attack_gzip(data: bytes, rng: random.Random) -> bytes:
 
 
 @cache
-def _gzip_bomb() -> bytes:
+def gzip_bomb() -> bytes:
     """256 MB of zeros in 256 KB."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     return b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(16)), packer.flush()])
@@ -79,9 +79,7 @@ def _close_ngsp(parts: Parts) -> bytes:
 
 
 def _attack_ngsp(data: bytes, rng: random.Random) -> bytes:
-    """One stream becomes a frame of 256 MB of zeros that claims its size, claims none, or claims a small one."""
-    import zstandard
-
+    """One stream becomes a frame of 256 MB of zeros that claims its size or claims none."""
     streams, toc = struct.unpack_from("<BI", data, 15)
     target, start = rng.randrange(streams), toc + 16 * streams
     sizes = [list(struct.unpack_from("<QQ", data, toc + 16 * index)) for index in range(streams)]
@@ -89,16 +87,15 @@ def _attack_ngsp(data: bytes, rng: random.Random) -> bytes:
     for packed, _ in sizes:
         frames.append(data[start : start + packed])
         start += packed
-    frames[target] = _zstd_bomb(rng.random() < 0.5)
+    frames[target] = zstd_bomb(rng.random() < 0.5)
     sizes[target][0] = len(frames[target])
     if rng.random() < 0.5:
         sizes[target][1] = rng.choice([1 << 28, 0, 1, 1 << 40])
-    del zstandard
     return data[:toc] + b"".join(struct.pack("<QQ", *size) for size in sizes) + b"".join(frames)
 
 
 @cache
-def _zstd_bomb(claims: bool) -> bytes:
+def zstd_bomb(claims: bool) -> bytes:
     import zstandard
 
     packer = zstandard.ZstdCompressor(level=1).compressobj(size=1 << 28 if claims else -1)
@@ -140,7 +137,7 @@ def _attack_zip(data: bytes, rng: random.Random) -> bytes:
     elif kind == "missing":
         del members[index]
     elif kind == "bomb":
-        return _zip_with_bomb(members, index, lie=rng.random() < 0.5)
+        return zip_with_bomb(members, index, lie=rng.random() < 0.5)
     elif kind == "many":
         members += [(zipfile.ZipInfo(f"extra/{number}.bin"), b"") for number in range(2000)]
     elif kind == "folder":
@@ -156,12 +153,12 @@ def _attack_zip(data: bytes, rng: random.Random) -> bytes:
     return bytes(packed)
 
 
-def _zip_with_bomb(members: list[tuple[zipfile.ZipInfo, bytes]], index: int, *, lie: bool) -> bytes:
+def zip_with_bomb(members: list[tuple[zipfile.ZipInfo, bytes]], index: int, *, lie: bool) -> bytes:
     """One member inflates to 256 MB; where it lies, its headers say 1000 bytes."""
     marker = b"\0bomb\0" * 50
     members[index] = (members[index][0], marker)
     packed = _zip(members)
-    body = _gzip_bomb()[10:-8]
+    body = gzip_bomb()[10:-8]
     size = 1000 if lie else 1 << 28
     place = packed.index(marker)
     out = packed[:place] + body + packed[place + len(marker) :]
@@ -172,7 +169,7 @@ def _zip_with_bomb(members: list[tuple[zipfile.ZipInfo, bytes]], index: int, *, 
         central = result[start + 2] == 1
         shift = 2 if central else 0
         local = struct.unpack_from("<I", result, start + 42)[0] if central else start
-        if local + 30 <= place <= local + 400:  # the marker lies behind this header and its name
+        if local < place == local + 30 + sum(struct.unpack_from("<HH", result, local + 26)):
             struct.pack_into("<H", result, start + 8 + shift, 8)
             struct.pack_into("<II", result, start + 18 + shift, len(body), size)
         if central and local > place:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,7 @@ from gworld.formats.splat import read_splat
 from gworld.formats.table import SplatTable
 from tests.fuzz.mutants import TRUNCATIONS, mutate
 from tests.fuzz.run import run_one
-from tests.fuzz.shells import SHELLS
+from tests.fuzz.shells import SHELLS, gzip_bomb, zip_with_bomb, zstd_bomb
 from tests.fuzz.targets import TARGETS, Target, small_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -118,3 +121,23 @@ def test_shells_open_and_close(tmp_path: Path, name: str) -> None:
     path.write_bytes(shell.close(shell.open(path.read_bytes())))
     after = target.read(path)
     assert np.array_equal(before.means, after.means) and np.array_equal(before.sh, after.sh)
+
+
+def test_bombs_go_off_where_nothing_stops_them() -> None:
+    """A container attack that no reader could fall for would test nothing."""
+    packer = io.BytesIO()
+    with zipfile.ZipFile(packer, "w") as archive:
+        for name in ("meta.json", "means.webp", "quats.webp"):
+            archive.writestr(name, b"content " * 40)
+    for lie, size in ((False, 1 << 28), (True, 1000)):
+        members = [(zipfile.ZipInfo(name), content) for name, content in SHELLS["zip"].open(packer.getvalue()).items()]
+        with zipfile.ZipFile(io.BytesIO(zip_with_bomb(members, 1, lie=lie))) as archive:
+            assert [info.file_size for info in archive.infolist()] == [320, size, 320]
+            assert archive.read("quats.webp") == b"content " * 40
+            if not lie:
+                assert len(archive.open("means.webp").read(1 << 20)) == 1 << 20
+    assert len(zlib.decompressobj(31).decompress(gzip_bomb(), 1 << 24)) == 1 << 24
+    for claims in (True, False):
+        zstandard = pytest.importorskip("zstandard")
+        assert zstandard.frame_content_size(zstd_bomb(claims)) == (1 << 28 if claims else -1)
+        assert len(zstandard.ZstdDecompressor().stream_reader(zstd_bomb(claims)).read(1 << 24)) == 1 << 24
