@@ -144,11 +144,12 @@ def _child(command: list[str], repeats: int) -> tuple[float, float]:
     times, peak = [], 0.0
     for _ in range(repeats):
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        message = process.stderr.read() if process.stderr else b""
-        _, status, usage = os.wait4(process.pid, 0)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            message = process.stderr.read() if process.stderr else b""
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
         times.append(time.perf_counter() - start)
         peak = max(peak, usage.ru_maxrss * 1024.0)
-        if status != 0:
+        if process.returncode != 0:
             raise RuntimeError(f"{command[:4]} failed: {message.decode(errors='replace')[-400:]}")
     return statistics.median(times), peak

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -63,28 +62,19 @@ def paired_seconds(
 
 
 def peak_growth(function: Callable[[], object]) -> float:
-    """By how many bytes the process' memory grew at most while the call ran (sampled every two milliseconds)."""
-    base, peak, done = _resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, _resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    """By how many bytes the process' memory grew at most while the call ran; NaN where the kernel does not tell."""
     try:
-        function()
-    finally:
-        peak = max(peak, _resident())
-        done.set()
-        watcher.join()
-    return max(0.0, float(peak - base))
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
+    except OSError:
+        return math.nan
+    base = _status_bytes("VmRSS")
+    function()
+    return float(max(0, _status_bytes("VmHWM") - base))
 
 
-def _resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        return int(stream.read().split()[1]) * 4096
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def machine() -> str:

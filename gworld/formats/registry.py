@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +67,6 @@ POSED_FORMATS = (
         "nerfstudio transforms.json",
     ),
 )
-_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".pkl")
 
 
 def detect_format(path: str | Path) -> str:
@@ -93,10 +91,8 @@ def detect_format(path: str | Path) -> str:
         return "world"
     if name == "meta.json":
         return "sog"
-    if name.endswith(_CHECKPOINT_SUFFIXES):
+    if _call("legacy", "looks_like_checkpoint")(file):
         return "checkpoint"
-    if head.startswith(b"PK") and zipfile.is_zipfile(file):
-        return "sog" if name.endswith(".sog") else "checkpoint"
     for known in (*SPLAT_FORMATS, *POSED_FORMATS):
         if known.reader and name.endswith(known.suffixes or "\0"):
             return known.name

@@ -63,7 +63,7 @@ class Cameras:
 
 
 def look_at(
-    eye: Float[Tensor, "*B 3"], target: Float[Tensor, "*B 3"], up: Float[Tensor, " 3"] | None = None
+    eye: Float[Tensor, "*B 3"], target: Float[Tensor, "*#B 3"], up: Float[Tensor, " 3"] | None = None
 ) -> Float[Tensor, "*B 4 4"]:
     """`world_from_camera` of cameras at `eye` that look at `target`, with `up` (default +Z) upward in the image."""
     forward = torch.nn.functional.normalize(target - eye, dim=-1)
