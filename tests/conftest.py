@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401 - the hook below finds it by name
@@ -14,6 +15,9 @@ import tests.typecheck  # noqa: F401 - the hook below finds it by name
 # (Not the command line's: its options hold placeholders while they are parsed.)
 CHECKED = ("bench", "checkpoint", "config", "data", "files", "formats", "geometry", "render", "runlog", "scene")
 _HOOK = install_import_hook([f"gworld.{room}" for room in CHECKED], "tests.typecheck.check")
+
+# Several test processes share the cores; OpenMP threads that spin for each other only slow them down.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -246,3 +246,9 @@ def test_interrupt_leaves_no_half_written_file(folder: Path) -> None:
     else:
         assert process.returncode == 130 and "interrupted" in err
         assert not (folder / "out.ply").exists() and not list(folder.glob(".out.ply.*"))
+
+
+def test_bad_rows_are_dropped_on_request(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["convert", f"{folder}/nan.ply", f"{folder}/b.ply", "--drop-bad"], capsys)
+    assert code == 0 and "299 Gaussians of 300" in err
+    np.testing.assert_array_equal(read_table(folder / "b.ply").means, read_table(folder / "a.ply").means[:299])

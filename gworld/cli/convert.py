@@ -16,7 +16,7 @@ from gworld.files import refuse_existing
 from gworld.formats import edit
 from gworld.formats.axes import rotate_table, to_axes
 from gworld.formats.registry import detect_format, format_for, read_table, read_views, write_table, write_views
-from gworld.formats.table import SplatTable
+from gworld.formats.table import SplatTable, bad_rows, check_table
 
 Vector = tuple[float, float, float]
 
@@ -43,6 +43,8 @@ class Options:
     """Keep what lies in x y z X Y Z (after the transform)."""
     crop_sphere: tuple[float, float, float, float] | None = None
     """Keep what lies in the ball x y z radius (after the transform)."""
+    drop_bad: bool = False
+    """Remove Gaussians with NaN, infinite or unrenderable values instead of refusing the file (PLY and .splat)."""
     drop_floaters: bool = False
     """Remove Gaussians that are isolated, invisible or larger than the scene."""
     decimate: int | None = None
@@ -70,8 +72,10 @@ def run(options: Options) -> None:
 
 def _convert_splats(options: Options) -> dict[str, object]:
     target = format_for(options.target)
-    table = read_table(options.source)
+    table = read_table(options.source, check=not options.drop_bad)
     before, links = len(table), len(table.link_table)
+    if options.drop_bad:
+        table = check_table(table.select(~bad_rows(table)), str(options.source))
     table = edit_table(table, options)
     write_table(table, options.target, overwrite=options.overwrite)
     notes = [f"{len(table):,} Gaussians" + (f" of {before:,}" if len(table) != before else "")]

@@ -60,7 +60,7 @@ def rotate_table(
     for link in table.link_table[1:]:
         place = scale * turn @ np.asarray(link.pose[:3]) + shift
         facing = multiply_quats(quat, np.asarray(link.pose[3:]))
-        links.append(Link(link.name, (*place.tolist(), *facing.tolist())))
+        links.append(Link(link.name, (*place.tolist(), *facing.tolist()), link.parent))
     table = replace(table, link_table=tuple(links))
     return _move_rows(table, _rows_of(table, 0), quat, shift)
 

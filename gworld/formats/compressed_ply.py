@@ -15,6 +15,7 @@ import numpy as np
 
 from gworld.errors import InputError
 from gworld.files import atomic_write, check_count
+from gworld.formats.morton import BITS, morton_codes
 from gworld.formats.ply import REST_COUNTS
 from gworld.formats.ply_header import (
     PlyElement,
@@ -110,24 +111,8 @@ def morton_order(points: np.ndarray) -> np.ndarray:
         return np.zeros(0, np.int64)
     low = points.min(axis=0).astype(np.float64)
     span = np.maximum(points.max(axis=0) - low, 1e-30)
-    codes = np.zeros(len(points), np.uint64)
-    for axis in range(3):
-        steps = ((points[:, axis] - low[axis]) * ((2**21 - 1) / span[axis])).astype(np.uint64)
-        codes |= _spread(steps) << np.uint64(axis)
-    return np.argsort(codes, kind="stable")
-
-
-def _spread(steps: np.ndarray) -> np.ndarray:
-    """Put two zero bits between the 21 low bits of each number."""
-    for shift, mask in (
-        (32, 0x001F00000000FFFF),
-        (16, 0x001F0000FF0000FF),
-        (8, 0x100F00F00F00F00F),
-        (4, 0x10C30C30C30C30C3),
-        (2, 0x1249249249249249),
-    ):
-        steps = (steps | (steps << np.uint64(shift))) & np.uint64(mask)
-    return steps
+    cells = (points - low) * ((2**BITS - 1) / span)
+    return np.argsort(morton_codes(cells), kind="stable")
 
 
 def _elements(layout: PlyLayout) -> tuple[PlyElement, PlyElement, PlyElement]:

@@ -54,7 +54,7 @@ def load_document(path: str | Path) -> Document:
         if head == b"glTF":
             text, binary = _glb_chunks(stream, size, source)
         else:
-            text, binary = head + stream.read(MAX_JSON_BYTES), None
+            text, binary = head + stream.read(min(size, MAX_JSON_BYTES)), None
     _check_weight(text, size, source)
     root = parse_json(text, source)
     del text

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from gworld.formats.morton import BITS, morton_codes
 from gworld.formats.table import SplatTable
 
 
 def morton_order(means: np.ndarray, links: np.ndarray, *, shift: int = 0) -> np.ndarray:
     """Row order [N] that sorts by link, then along a Z-order curve of 21 bits per axis; `shift` moves the curve's
     cells.
-
-    Source: Morton, "A computer oriented geodetic data base", IBM 1966.
     """
     if len(means) == 0:
         return np.zeros(0, np.int64)
@@ -22,8 +21,8 @@ def morton_order(means: np.ndarray, links: np.ndarray, *, shift: int = 0) -> np.
     extent = max(float((points.max(axis=0) - low).max()), 1e-30)
     # A golden-ratio offset per round, so that a cell border never parts the same neighbours twice.
     offset = (shift * 0.6180339887498949) % 1.0
-    grid = (((points - low) / extent + offset) * (2**20 - 1)).astype(np.uint64)
-    code = _spread(grid[:, 0]) | (_spread(grid[:, 1]) << np.uint64(1)) | (_spread(grid[:, 2]) << np.uint64(2))
+    cells = ((points - low) / extent + offset) * (2 ** (BITS - 1) - 1)
+    code = morton_codes(cells)
     return np.lexsort((code, links))
 
 
@@ -78,20 +77,6 @@ def rotations(quats_wxyz: np.ndarray) -> np.ndarray:
         2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
     ]  # fmt: skip
     return np.stack(rows, axis=-1).reshape(-1, 3, 3)
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    """Put two zero bits between the bits of 21-bit integers."""
-    values = values & np.uint64(0x1FFFFF)
-    for bits, mask in (
-        (32, 0x1F00000000FFFF),
-        (16, 0x1F0000FF0000FF),
-        (8, 0x100F00F00F00F00F),
-        (4, 0x10C30C30C30C30C3),
-        (2, 0x1249249249249249),
-    ):
-        values = (values | (values << np.uint64(bits))) & np.uint64(mask)
-    return values
 
 
 def _mass(table: SplatTable) -> np.ndarray:

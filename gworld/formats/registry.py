@@ -68,6 +68,8 @@ POSED_FORMATS = (
     ),
 )
 
+_UNCHECKED = ("ply", "compressed-ply", "splat")
+
 
 def detect_format(path: str | Path) -> str:
     """The name of a path's format: one of the tables above, or `world`.
@@ -99,9 +101,11 @@ def detect_format(path: str | Path) -> str:
     raise InputError(f"`{file}` is of no known format. {_readable()}")
 
 
-def read_table(path: str | Path) -> SplatTable:
+def read_table(path: str | Path, *, check: bool = True) -> SplatTable:
     """Read any splat file into numpy columns; a world folder gives its Gaussians with its links.
 
+    With `check=False` rows of plain files (PLY, compressed PLY, .splat) that cannot be rendered are kept, for
+    `table.bad_rows` to find.
     Raises `InputError` for a file that is damaged, of no known format, or holds no splats.
     """
     name = detect_format(path)
@@ -115,7 +119,8 @@ def read_table(path: str | Path) -> SplatTable:
         _call("legacy", "refuse_checkpoint")(existing_file(path))
     for known in SPLAT_FORMATS:
         if known.name == name:
-            return _call(known.module, known.reader)(Path(path))
+            reader = _call(known.module, known.reader)
+            return reader(Path(path)) if check or name not in _UNCHECKED else reader(Path(path), check=False)
     raise InputError(f"`{path}` holds posed images, not Gaussians; reconstruct it first, or choose a splat file.")
 
 

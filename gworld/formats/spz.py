@@ -23,7 +23,7 @@ import numpy as np
 from gworld.errors import InputError, UsageError
 from gworld.files import atomic_write, check_count, existing_file
 from gworld.formats import spz_streams
-from gworld.formats.axes import bake_links, to_axes
+from gworld.formats.axes import axes_rotation, bake_links, to_axes
 from gworld.formats.table import Axes, SplatTable, check_table
 
 MAGIC = b"NGSP"
@@ -62,8 +62,13 @@ def read_spz(path: str | Path, *, axes: Axes | None = None) -> SplatTable:
     """
     file = existing_file(path)
     header, streams = _open(file.read_bytes(), str(file))
-    table = spz_streams.decode_streams(streams, header.version, header.sh_degree, header.fraction_bits)
-    return check_table(to_axes(replace(table, axes=axes or header.axes), "RDF"), str(file))
+    stored = axes or header.axes
+    signs = np.diagonal(axes_rotation(stored, "RDF"))
+    flips = bool(signs.all())  # RUB: negated while they are decoded
+    table = spz_streams.decode_streams(
+        streams, header.version, header.sh_degree, header.fraction_bits, signs if flips else np.ones(3)
+    )
+    return check_table(to_axes(replace(table, axes="RDF" if flips else stored), "RDF"), str(file))
 
 
 def read_spz_header(path: str | Path) -> SpzHeader:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from gworld.formats.axes import rotate_sh_rows
 from gworld.formats.smallest_three import drop_largest, restore_largest
 from gworld.formats.table import SplatTable, empty_table
 
@@ -28,23 +29,36 @@ def stream_widths(version: int, sh_degree: int) -> tuple[int, ...]:
     return (6 if version == 1 else 9, 1, 3, 3, 4 if version >= 3 else 3, 3 * REST_COUNTS[sh_degree])
 
 
-def decode_streams(streams: list[np.ndarray], version: int, sh_degree: int, fraction_bits: int) -> SplatTable:
-    """A table, in the file's axes, of the uint8 streams `[N * width]`; harmonics beyond degree 3 are dropped."""
+def decode_streams(
+    streams: list[np.ndarray], version: int, sh_degree: int, fraction_bits: int, signs: np.ndarray
+) -> SplatTable:
+    """A table of the uint8 streams `[N * width]`; harmonics beyond degree 3 are dropped.
+
+    `signs` [3] are those of a half turn (or none), which is applied on the way: a second pass would double the time.
+    """
     positions, alphas, colors, scales, rotations, rest = streams
     count, degree = len(alphas), min(sh_degree, 3)
     table = empty_table(count, degree)
     flat_sh = table.sh.reshape(count, table.sh.shape[1] * 3)
+    turn = np.diag(signs)
+    rest_signs = rotate_sh_rows(np.ones((1, table.sh.shape[1], 3), np.float32), turn).reshape(-1)[3:]
+    quat_signs = np.array([1, *signs], np.float32)
+    units = (signs * 2.0**-fraction_bits).astype(np.float32)
     rest = rest.reshape(count, 3 * REST_COUNTS[sh_degree])[:, : 3 * REST_COUNTS[degree]]
     for rows in _blocks(count):
-        _decode_positions(positions, rows, version, fraction_bits, table.means)
+        if version == 1:
+            np.multiply(positions.view("<f2").reshape(-1, 3)[rows], signs.astype(np.float32), out=table.means[rows])
+        else:
+            np.multiply(_widen(positions.reshape(-1, 3, 3)[rows]), units, out=table.means[rows])
         np.multiply(scales.reshape(count, 3)[rows], np.float32(1 / 16), out=table.log_scales[rows])
         np.multiply(colors.reshape(count, 3)[rows], np.float32(1 / (255 * COLOR_SCALE)), out=flat_sh[rows, :3])
-        np.multiply(rest[rows], np.float32(1 / 128), out=flat_sh[rows, 3:])
+        np.multiply(rest[rows], rest_signs / 128, out=flat_sh[rows, 3:])
         table.log_scales[rows] -= 10
         flat_sh[rows, :3] -= np.float32(0.5 / COLOR_SCALE)
-        flat_sh[rows, 3:] -= 1
+        flat_sh[rows, 3:] -= rest_signs
         unpack = _unpack_smallest_three if version >= 3 else _unpack_first_three
-        table.quats_wxyz[rows] = unpack(rotations.reshape(count, 4 if version >= 3 else 3)[rows])
+        xyzw = unpack(rotations.reshape(count, 4 if version >= 3 else 3)[rows])
+        np.multiply(xyzw[:, [3, 0, 1, 2]], quat_signs, out=table.quats_wxyz[rows])
         np.take(_LOGITS, alphas[rows], out=table.opacity_logits[rows])
     return table
 
@@ -120,7 +134,7 @@ def encode_rest(table: SplatTable) -> np.ndarray:
 def choose_fraction_bits(means: np.ndarray) -> int | None:
     """Fractional bits for positions: 12 as other writers use (a quarter of a millimetre), more for small scenes.
 
-    Small means that 1/4096 is coarser than 1/131072 of the scene's extent. Fewer are returned for coordinates beyond
+    Small means that 1/4096 is coarser than 1/32768 of the scene's extent. Fewer are returned for coordinates beyond
     2047, and None where even whole units do not fit into 24 bits.
     """
     if not len(means):
@@ -128,7 +142,7 @@ def choose_fraction_bits(means: np.ndarray) -> int | None:
     low, high = means.min(axis=0).astype(np.float64), means.max(axis=0).astype(np.float64)
     extent, reach = float((high - low).max()), float(np.abs([low, high]).max())
     bits = 12
-    while bits < MAX_FRACTION_BITS and 0 < extent < 2.0 ** (17 - bits):
+    while bits < MAX_FRACTION_BITS and 0 < extent < 2.0 ** (15 - bits):
         bits += 1
     while bits >= 0 and reach * 2.0**bits >= _LARGEST - 1:
         bits -= 1
@@ -150,20 +164,17 @@ def _to_bytes(values: np.ndarray, out: np.ndarray) -> None:
     np.copyto(out, np.rint(np.clip(values, 0, 255)), casting="unsafe")
 
 
-def _decode_positions(stream: np.ndarray, rows: slice, version: int, fraction_bits: int, means: np.ndarray) -> None:
-    if version == 1:
-        means[rows] = stream.view("<f2").reshape(-1, 3)[rows]
-        return
-    packed = stream.reshape(-1, 3, 3)[rows]
+def _widen(packed: np.ndarray) -> np.ndarray:
+    """Signed integers [n,3] as float32 (24 bits fit exactly) from bytes [n,3,3]."""
     wide = np.zeros((*packed.shape[:2], 4), np.uint8)
     wide[..., 1:] = packed  # the 24 bits on top of a 32-bit word: shifting them down extends the sign
-    np.multiply(wide.view("<i4")[..., 0] >> 8, np.float32(2.0**-fraction_bits), out=means[rows], casting="unsafe")
+    return (wide.view("<i4")[..., 0] >> 8).astype(np.float32)
 
 
 def _unpack_first_three(packed: np.ndarray) -> np.ndarray:
     xyz = packed * np.float32(1 / 127.5) - np.float32(1)
     w = np.sqrt(np.maximum(0, 1 - (xyz * xyz).sum(axis=1, keepdims=True)))
-    return np.concatenate([w, xyz], axis=1)
+    return np.concatenate([xyz, w], axis=1)
 
 
 def _unpack_smallest_three(packed: np.ndarray) -> np.ndarray:
@@ -171,7 +182,7 @@ def _unpack_smallest_three(packed: np.ndarray) -> np.ndarray:
     fields = np.stack([words >> 20, words >> 10, words], axis=1)
     values = (fields & 511) * np.float32(np.sqrt(0.5) / 511)
     values[(fields & 512) != 0] *= -1
-    return restore_largest(words >> 30, values)[:, [3, 0, 1, 2]]
+    return restore_largest(words >> 30, values)
 
 
 def _pack_smallest_three(xyzw: np.ndarray, out: np.ndarray) -> None:

@@ -65,6 +65,8 @@ def save_world(world: World, folder: str | Path, *, overwrite: bool = False) -> 
 
 
 def _entity(entry: dict[str, Any]) -> Entity:
+    if not isinstance(entry, dict) or not isinstance(entry.get("action") or {}, dict):
+        raise TypeError("an entity or its action is not an object")
     action = entry.get("action")
     if entry["kind"] not in ("static", "agent", "object"):
         raise ValueError(f"kind is {entry['kind']!r}")
@@ -87,10 +89,12 @@ def _entity(entry: dict[str, Any]) -> Entity:
 
 
 def _cameras(data: dict[str, Any]) -> Cameras:
+    if not isinstance(data, dict):
+        raise TypeError("cameras is not an object")
     distortion = data.get("distortion")
     if data["model"] not in ("pinhole", "opencv", "fisheye", "equirectangular"):
         raise ValueError(f"camera model is {data['model']!r}")
-    return Cameras(
+    cameras = Cameras(
         K=torch.tensor(data["K"], dtype=torch.float32),
         world_from_camera=torch.tensor(data["world_from_camera"], dtype=torch.float32),
         width=int(data["width"]),
@@ -100,6 +104,12 @@ def _cameras(data: dict[str, Any]) -> Cameras:
         names=tuple(map(str, data.get("names", ()))),
         links=tuple(map(int, data.get("links", ()))),
     )
+    parts = [cameras.K, cameras.world_from_camera] + ([] if cameras.distortion is None else [cameras.distortion])
+    rotation = cameras.world_from_camera[:, :3, :3]
+    skewed = (rotation @ rotation.transpose(1, 2) - torch.eye(3)).abs() > 1e-3
+    if not all(bool(part.isfinite().all()) for part in parts) or bool(skewed.any()):
+        raise ValueError("a camera is not finite or its rotation is none")
+    return cameras
 
 
 def _mapping(world: World) -> dict[str, Any]:
