@@ -65,6 +65,12 @@ def angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     )
 
 
+def covariances(table: SplatTable) -> np.ndarray:
+    turns = matrix_from_quat(table.quats_wxyz / np.linalg.norm(table.quats_wxyz, axis=1, keepdims=True))
+    spread = turns * np.exp(table.log_scales)[:, None]
+    return spread @ spread.transpose(0, 2, 1)
+
+
 def columns_of(csv: dict[str, np.ndarray], degree: int) -> SplatTable:
     """A table of the columns that splat-transform writes."""
     rest = (degree + 1) ** 2 - 1
@@ -146,9 +152,10 @@ def test_other_axes_are_stated(tmp_path, axes):
     theirs = read_officially(tmp_path / "a.spz", "RDF", tmp_path)
     np.testing.assert_allclose(back.means, scene.means, atol=2e-4)
     np.testing.assert_allclose(np.reshape(theirs["positions"], (-1, 3)), back.means, atol=1e-5)
-    if axes == "RDF":
-        assert_close(back, scene, rest=1 / 16 + 1e-6)
-        np.testing.assert_allclose(np.reshape(theirs["sh"], (-1, 8, 3)), back.sh[:, 1:], atol=1e-6)
+    quats = np.reshape(theirs["rotations"], (-1, 4))[:, [3, 0, 1, 2]]
+    same = replace(back, quats_wxyz=quats, log_scales=np.reshape(theirs["scales"], (-1, 3)))
+    np.testing.assert_allclose(covariances(same), covariances(back), atol=1e-5)
+    np.testing.assert_allclose(np.reshape(theirs["sh"], (-1, 8, 3)), back.sh[:, 1:], atol=1e-5)
 
 
 @pytest.mark.parametrize("version", [3, 4])
@@ -207,7 +214,7 @@ def test_degree_4_is_cut_to_3(tmp_path):
 def test_positions_of_any_extent(tmp_path, extent):
     scene = make_scene(0, extent=extent)
     write_spz(scene, tmp_path / "a.spz")
-    np.testing.assert_allclose(read_spz(tmp_path / "a.spz").means, scene.means, atol=1e-5 * np.ptp(scene.means))
+    np.testing.assert_allclose(read_spz(tmp_path / "a.spz").means, scene.means, atol=2e-5 * np.ptp(scene.means))
 
 
 def test_what_cannot_be_written(tmp_path):
@@ -227,16 +234,8 @@ def test_links_are_baked(tmp_path):
     write_spz(linked, tmp_path / "a.spz")
     back = read_spz(tmp_path / "a.spz")
     np.testing.assert_allclose(back.means, scene.means * [-1, -1, 1] + [1, 2, 3], atol=2e-4)
-    covariances = [
-        (
-            m := matrix_from_quat(t.quats_wxyz / np.linalg.norm(t.quats_wxyz, axis=1, keepdims=True))
-            * np.exp(t.log_scales)[:, None]
-        )
-        @ m.transpose(0, 2, 1)
-        for t in (back, scene)
-    ]
     half_turn = np.diag([-1.0, -1, 1])
-    np.testing.assert_allclose(covariances[0], half_turn @ covariances[1] @ half_turn, rtol=0.1, atol=0.05)
+    np.testing.assert_allclose(covariances(back), half_turn @ covariances(scene) @ half_turn, rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])

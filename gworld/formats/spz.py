@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from gworld.errors import InputError, UsageError
-from gworld.files import atomic_write, check_count, existing_file
+from gworld.files import atomic_write, check_count, check_memory, existing_file
 from gworld.formats import spz_streams
 from gworld.formats.axes import axes_rotation, bake_links, to_axes
 from gworld.formats.table import Axes, SplatTable, check_table
@@ -32,9 +32,10 @@ ANTIALIASED, HAS_EXTENSIONS, HAS_LOD_TREE = 0x01, 0x02, 0x80
 AXES_EXTENSION = 0xADBE0003
 AXES_CODES: dict[Axes, int] = {"RUB": 4, "RDF": 6, "RFU": 12}
 
-# Quantised splats shrink 1 to 7 times; repeated rows more. Anything beyond is refused before it is inflated.
-MAX_RATIO = 64
-FREE_BYTES = 4 << 20
+# Quantised splats shrink 1 to 10 times. Beyond what costs little (400,000 equal Gaussians without harmonics), files that
+# claim to shrink more are refused before they are inflated.
+MAX_RATIO = 32
+FREE_BYTES = 8 << 20
 MAX_EXTENSION_BYTES = 64 << 10
 _DEFLATE_PIECE = 1 << 20
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -142,6 +143,8 @@ def _check_size(header: SpzHeader, available: int, source: str) -> int:
     """Plain bytes of all streams, if the file can hold them."""
     width = sum(spz_streams.stream_widths(header.version, header.sh_degree))
     check_count(header.count, width, FREE_BYTES + MAX_RATIO * available, source, "Gaussians")
+    columns = 14 + 3 * spz_streams.REST_COUNTS[min(header.sh_degree, 3)]
+    check_memory(header.count * (4 * columns + 2 * width), f"reading the {header.count} Gaussians of `{source}`")
     return header.count * width
 
 
