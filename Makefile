@@ -10,18 +10,20 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NPM_FLAGS := --no-audit --no-fund --no-package-lock --loglevel=error
+START := $(shell date +%s)
+TOOK = $$(( $$(date +%s) - $(START) )) s, installation included
 SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/*)
 
 .PHONY: demo test check install dev peers clean
 
 demo: $(VENV)/.installed
-	@start=$$(date +%s); $(BIN)/gworld demo --out out/demo --overwrite && \
-	echo "make demo: ok in $$(( $$(date +%s) - start )) s"
+	@$(BIN)/gworld demo --out out/demo --overwrite && echo "make demo: ok in $(TOOK)"
 
 test: dev peers
-	@start=$$(date +%s); $(MAKE) --no-print-directory check && \
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report= && $(BIN)/coverage report --skip-covered --sort=cover | tail -n 40 && \
-	echo "make test: ok in $$(( $$(date +%s) - start )) s"
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=
+	@$(BIN)/coverage report --skip-covered --sort=cover | tail -n 40
+	@echo "make test: ok in $(TOOK)"
 
 check:
 	$(BIN)/ruff check .
