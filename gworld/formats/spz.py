@@ -32,8 +32,8 @@ ANTIALIASED, HAS_EXTENSIONS, HAS_LOD_TREE = 0x01, 0x02, 0x80
 AXES_EXTENSION = 0xADBE0003
 AXES_CODES: dict[Axes, int] = {"RUB": 4, "RDF": 6, "RFU": 12}
 
-# Quantised splats shrink 1 to 10 times. Beyond what costs little (400,000 equal Gaussians without harmonics), files that
-# claim to shrink more are refused before they are inflated.
+# Quantised splats shrink 1 to 10 times. Files that claim to shrink far more are refused before they are inflated,
+# beyond what costs little (400,000 equal Gaussians without harmonics).
 MAX_RATIO = 32
 FREE_BYTES = 8 << 20
 MAX_EXTENSION_BYTES = 64 << 10
