@@ -1,4 +1,4 @@
-"""Other people's readers and validators, run as programs; tests skip with the reason where node or a package is missing."""
+"""Other people's readers and validators, run as programs; tests skip where node or a package is missing."""
 
 from __future__ import annotations
 
