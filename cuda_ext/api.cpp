@@ -50,7 +50,7 @@ struct gw_context {
   const gw::Kernels &kernels;
   gw::Pool pool;
   std::mutex mutex;
-  gw::Columns columns;
+  gw::Buffer<float> columns;
   gw::Buffer<gw::LinkPose> poses;
   gw::BackwardScratch scratch;
   std::vector<std::unique_ptr<gw::Frame>> spare;
@@ -87,11 +87,15 @@ ImageView view_of(const gw_images &images, const gw_views &views, size_t index) 
           images.link_id ? images.link_id + at : nullptr};
 }
 
-void prepare(gw_context &context, const gw_scene &scene) {
+// Columns for the whole call when several views share them, else none.
+Columns prepare(gw_context &context, const gw_scene &scene, const gw_views &views) {
+  Columns columns;
+  if (int64_t(views.worlds) * views.cameras < 2) return columns;
   const int chunks = chunks_of(scene.count);
-  context.columns.stride = static_cast<size_t>(chunks) * CHUNK;
-  context.columns.memory.reserve(context.columns.stride * Columns::COUNT);
-  context.pool.run(chunks, [&](int chunk) { context.kernels.prepare(scene, context.columns, chunk); });
+  context.columns.reserve(static_cast<size_t>(chunks) * (Columns::COUNT * CHUNK));
+  columns.data = context.columns.data;
+  context.pool.run(chunks, [&](int chunk) { context.kernels.prepare(scene, chunk, columns.of(chunk)); });
+  return columns;
 }
 
 // The setup of world w and camera c, its poses folded into context.poses.
@@ -110,12 +114,12 @@ ViewSetup setup_of(gw_context &context, const gw_scene &scene, const gw_views &v
 }
 
 int32_t render(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images, gw_tape *tape) {
-  prepare(context, scene);
+  const Columns columns = prepare(context, scene, views);
   for (int w = 0; w < views.worlds; w++)
     for (int c = 0; c < views.cameras; c++) {
       const ViewSetup view = setup_of(context, scene, views, images, w, c);
       std::unique_ptr<Frame> frame = context.take_frame();
-      const int32_t status = build_frame(context.kernels, scene, context.columns, view, *frame, context.pool);
+      const int32_t status = build_frame(context.kernels, scene, columns, view, *frame, context.pool);
       if (status == GW_OK)
         draw_frame(context.kernels, view, *frame, view_of(images, views, static_cast<size_t>(w) * views.cameras + c), context.pool);
       (tape ? tape->frames : context.spare).push_back(std::move(frame));
@@ -140,7 +144,7 @@ void clear(float *out, int64_t count) {
 
 int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images,
                  const gw_images &image_gradients, gw_tape &tape, const gw_gradients &out) {
-  prepare(context, scene);
+  const Columns columns = prepare(context, scene, views);
   const size_t links = 16 * static_cast<size_t>(scene.link_count), cameras = 16 * static_cast<size_t>(views.cameras);
   PoseSums sums;
   sums.link.assign(links * views.worlds, 0.0);
@@ -156,7 +160,7 @@ int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &vie
     for (int c = 0; c < views.cameras; c++) {
       const size_t index = static_cast<size_t>(w) * views.cameras + c;
       const ViewSetup view = setup_of(context, scene, views, image_gradients, w, c);
-      const double *poses = backward_frame(context.kernels, scene, context.columns, view, *tape.frames[index],
+      const double *poses = backward_frame(context.kernels, scene, columns, view, *tape.frames[index],
                                            view_of(images, views, index), view_of(image_gradients, views, index), out,
                                            context.scratch, context.pool);
       if (!poses) continue;

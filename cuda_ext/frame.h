@@ -12,6 +12,7 @@ namespace gw {
 constexpr int CHUNK = 1024;  // Gaussians projected as one task
 constexpr int TILE = 16;     // pixels
 constexpr int BLOCK = 4;     // pixels: a tile is 16 blocks, a block is 16 pixels
+constexpr int MAX_TILES = (1 << 16) / TILE;  // in a row: pictures are at most 2^16 pixels wide
 constexpr int MACRO = 4;     // tiles: a macro tile is one task, and one partial sum of a Gaussian's gradient
 constexpr int POSE_SUMS = 24;  // gradient by a pose (rows, shift) now, and by the previous one
 
@@ -52,13 +53,26 @@ struct TileRect {
   uint16_t x0, x1, y0, y1;  // inclusive, in tiles
 };
 
-// The call's Gaussians by columns, padded to whole vectors: what does not depend on the view.
+// What does not depend on the view, by columns: mean 3, axes 9, log2 opacity of each chunk in turn. Kept for the whole
+// call when there are several views; with `data` null a kernel prepares its chunk itself, in memory that stays in cache.
 struct Columns {
-  Buffer<float> memory;
-  size_t stride = 0;
-  static constexpr int COUNT = 13;  // mean 3, axes 9, log2 opacity
-  float *column(int i) { return memory.data + i * stride; }
-  const float *column(int i) const { return memory.data + i * stride; }
+  static constexpr int COUNT = 13;
+  float *data = nullptr;
+  float *of(int chunk) const { return data + static_cast<size_t>(chunk) * (COUNT * CHUNK); }
+};
+struct alignas(64) ChunkColumns {
+  float value[Columns::COUNT][CHUNK];
+};
+
+// A record in one row of tiles.
+struct RowEntry {
+  uint32_t record;
+  uint16_t x0, x1;
+};
+
+// Where a row of tiles begins among the row entries and among the list entries.
+struct RowStart {
+  uint32_t entries, tiles;
 };
 
 struct LinkPose {
@@ -87,7 +101,10 @@ struct Frame {
   Buffer<uint64_t> order, order_swap;  // (depth bits << 32 | record), sorted
   size_t visible = 0;
   Buffer<TileRect> sorted_rects;
-  Buffer<uint32_t> tile_counts;   // [parts, tiles]
+  Buffer<uint32_t> row_counts;    // [parts, tile rows + 1]
+  Buffer<uint64_t> row_tiles;     // the same, of list entries
+  Buffer<RowStart> row_start;     // [tile rows + 1]
+  Buffer<RowEntry> row_entries;   // records of each row of tiles, nearest first
   Buffer<uint32_t> tile_start;    // [tiles + 1]
   Buffer<uint32_t> lists;         // records of each tile, nearest first
 };
@@ -105,7 +122,7 @@ struct alignas(64) GradientRow {
 
 // One table per instruction set.
 struct Kernels {
-  void (*prepare)(const gw_scene &, Columns &, int chunk);
+  void (*prepare)(const gw_scene &, int chunk, float *columns);
   void (*project)(const gw_scene &, const Columns &, const ViewSetup &, Frame &, int chunk);
   void (*raster)(const ViewSetup &, const Frame &, const ImageView &, int tile);
   void (*raster_backward)(const ViewSetup &, const Frame &, const ImageView &pictures, const ImageView &gradients,

@@ -80,8 +80,11 @@ GW_INLINE void add_pairs(const float (*pairs)[2 * LANES], const uint32_t *places
 }
 
 template <bool GEOMETRY>  // whether depth or flow have gradients
-inline uint32_t backward_block(const Record *records, const uint32_t *list, const uint32_t *places, int count,
-                               const Lattice &pixel, GradientRow *const *rows, BackwardState &s, int block) {
+__attribute__((noinline)) uint32_t backward_block(const Batch &batch, const Lattice &pixel, GradientRow *const *rows,
+                                                  BackwardState &s, int block) {
+  const uint32_t *places = batch.values[block];
+  const int count = batch.count[block];
+  const Lattice here = pixel;
   constexpr int GROUP = 16;
   alignas(64) float pairs[GROUP][2 * LANES];
   vf running = load_(s.running[block]), suffix = load_(s.suffix[block]);
@@ -90,8 +93,8 @@ inline uint32_t backward_block(const Record *records, const uint32_t *list, cons
   bool alive = true;
   int waiting = 0, k = 0;
   while (k < count && alive) {
-    const Record &n = records[list[places[k]]];
-    const vf power = log2_alpha(vf(n.peak), vf(n.ux), vf(n.uy), vf(n.vy), pixel.x - vf(n.x), pixel.y - vf(n.y));
+    const Local &n = batch.local[places[k]];
+    const vf power = log2_alpha_at(n, here);
     const vf full = exp2_fast(power);
     const vf alpha = zero_unless_(power >= vf(MIN_LOG2_ALPHA), min_(full, vf(MAX_ALPHA)));
     const vf after = fnma_(alpha, running, running);
@@ -131,26 +134,22 @@ void backward_tile(const ViewSetup &view, const Frame &frame, const ImageView &p
   const uint32_t *list = frame.lists.data + frame.tile_start[tile];
   const uint32_t total = frame.tile_start[tile + 1] - frame.tile_start[tile];
   if (!total) return;
-  const Lattice corner = lattice(BLOCK, left + 0.5f, top + 0.5f), pixel = lattice(1.0f, left + 0.5f, top + 0.5f);
+  const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
   const float centre[2] = {(macro_x + 0.5f) * MACRO * TILE, (macro_y + 0.5f) * MACRO * TILE};
   BackwardState state;
-  BlockLists lists;
+  Batch batch;
   GradientRow *rows[BATCH];
-  alignas(64) uint32_t places[BATCH + LANES];
-  for (int i = 0; i < BATCH + LANES; i++) places[i] = static_cast<uint32_t>(i);
   uint32_t alive = 0;
   for (int b = 0; b < BLOCKS; b++)
     alive |= begin_block(view, pictures, gradients, left + BLOCK * (b & 3), top + BLOCK * (b >> 2), centre, state, b);
   for (uint32_t at = 0; at < total && alive; at += BATCH) {
     const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
     for (int i = 0; i < count; i++) rows[i] = all_rows + row_of(frame, list[at + i], macro_x, macro_y);
-    sort_into_blocks(frame.records.data, list + at, count, places, alive, corner, lists);
+    load_batch(frame.records.data, list + at, count, left, top, alive, batch);
     for (uint32_t todo = alive; todo; todo &= todo - 1) {
       const int block = __builtin_ctz(todo);
       const Lattice here = {pixel.x + vf(BLOCK * (block & 3)), pixel.y + vf(BLOCK * (block >> 2))};
-      const uint32_t bit = backward_block<GEOMETRY>(frame.records.data, list + at, lists.values[block], lists.count[block],
-                                                    here, rows, state, block);
-      if (!bit) alive &= ~(1u << block);
+      if (!backward_block<GEOMETRY>(batch, here, rows, state, block)) alive &= ~(1u << block);
     }
   }
 }

@@ -103,7 +103,7 @@ inline Vec3<vf> previous_vjp(const ViewSetup &view, const Vec3<vf> &mean, const 
   return by_mean;
 }
 
-inline void records_vjp(const gw_scene &scene, const Columns &columns, const ViewSetup &view, const gw_gradients &out,
+inline void records_vjp(const gw_scene &scene, const float *columns, const ViewSetup &view, const gw_gradients &out,
                         double *pose_sums, int64_t base, const RecordSums &sums, int count) {
   const int32_t *local = sums.local;
   alignas(64) int32_t links[LANES];
@@ -111,9 +111,9 @@ inline void records_vjp(const gw_scene &scene, const Columns &columns, const Vie
   for (int i = 0; i < LANES; i++) differ |= (links[i] = scene.links[base + local[i]]) ^ links[0];
   const bool same = differ == 0;
   vf column[Columns::COUNT];
-  for (int k = 0; k < Columns::COUNT; k++) column[k] = gather_(columns.column(k) + base, local, 1);
+  for (int k = 0; k < Columns::COUNT; k++) column[k] = gather_(columns + k * CHUNK, local, 1);
   const Vec3<vf> mean = {column[0], column[1], column[2]};
-  const Axes<vf> axes = {{{column[3], column[4], column[5]}, {column[6], column[7], column[8]}, {column[9], column[10], column[11]}}};
+  const Axes<vf> axes = axes_from(column);
   const Pose<vf> pose = load_pose(view.poses, links, same);
   const Pinhole<vf> camera = pinhole<vf>(view.intrinsics, view.width, view.height);
   const Projected<vf> p = project(mean, axes, pose, camera);
@@ -159,12 +159,15 @@ inline void project_backward_chunk(const gw_scene &scene, const Columns &columns
                                    const GradientRow *rows, const gw_gradients &out, double *pose_sums, int chunk) {
   const int64_t base = chunk * int64_t(CHUNK);
   const int total = static_cast<int>(frame.chunk_count[chunk]);
+  if (!total) return;
+  ChunkColumns scratch;
+  const float *own = columns_of(scene, columns, chunk, scratch);
   for (int at = 0; at < total; at += LANES) {
     const int count = total - at < LANES ? total - at : LANES;
     RecordSums sums = {};
     for (int i = 0; i < count; i++) sum_record(frame, rows, static_cast<uint32_t>(base + at + i), i, sums);
     for (int i = count; i < LANES; i++) sums.local[i] = sums.local[0];
-    records_vjp(scene, columns, view, out, pose_sums, base, sums, count);
+    records_vjp(scene, own, view, out, pose_sums, base, sums, count);
   }
 }
 

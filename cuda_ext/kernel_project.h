@@ -24,9 +24,10 @@ struct RowIndex {
 
 GW_INLINE vm sound(vf x) { return abs_(x) <= vf(LARGEST); }  // false for NaN
 
-inline void prepare_chunk(const gw_scene &scene, Columns &columns, int chunk) {
-  const int64_t end = chunk * int64_t(CHUNK) + CHUNK < scene.count ? chunk * int64_t(CHUNK) + CHUNK : scene.count;
-  for (int64_t at = chunk * int64_t(CHUNK); at < end; at += LANES) {
+inline void prepare_chunk(const gw_scene &scene, int chunk, float *columns) {
+  const int64_t begin = chunk * int64_t(CHUNK), end = begin + CHUNK < scene.count ? begin + CHUNK : scene.count;
+  for (int64_t at = begin; at < end; at += LANES) {
+    float *out = columns + (at - begin);
     const RowIndex rows(at, scene.count);
     vf mean[3], quat[4], log_scale[3], scale[3];
     vm good = sound(mean[0] = rows.read(scene.means, 3, 0));
@@ -46,24 +47,23 @@ inline void prepare_chunk(const gw_scene &scene, Columns &columns, int chunk) {
         rotation_columns(quat[0] * inverse, quat[1] * inverse, quat[2] * inverse, quat[3] * inverse),
         Vec3<vf>{scale[0], scale[1], scale[2]});
     for (int k = 0; k < 3; k++) {
-      store_(columns.column(k) + at, mean[k]);
-      store_(columns.column(3 + 3 * k) + at, axes.column[k].x);
-      store_(columns.column(4 + 3 * k) + at, axes.column[k].y);
-      store_(columns.column(5 + 3 * k) + at, axes.column[k].z);
+      store_(out + k * CHUNK, mean[k]);
+      store_(out + (3 + 3 * k) * CHUNK, axes.column[k].x);
+      store_(out + (4 + 3 * k) * CHUNK, axes.column[k].y);
+      store_(out + (5 + 3 * k) * CHUNK, axes.column[k].z);
     }
-    store_(columns.column(12) + at, select_(good, max_(log2_sigmoid(logit), vf(MIN_LOG2_ALPHA)), vf(-1e30f)));
+    store_(out + 12 * CHUNK, select_(good, max_(log2_sigmoid(logit), vf(MIN_LOG2_ALPHA)), vf(-1e30f)));
   }
 }
 
-GW_INLINE Vec3<vf> load_mean(const Columns &columns, int64_t at) {
-  return {load_(columns.column(0) + at), load_(columns.column(1) + at), load_(columns.column(2) + at)};
+// The chunk's columns: those of the call, or freshly prepared ones.
+GW_INLINE const float *columns_of(const gw_scene &scene, const Columns &columns, int chunk, ChunkColumns &scratch) {
+  if (columns.data) return columns.of(chunk);
+  prepare_chunk(scene, chunk, scratch.value[0]);
+  return scratch.value[0];
 }
-GW_INLINE Axes<vf> load_axes(const Columns &columns, int64_t at) {
-  Axes<vf> axes;
-  for (int k = 0; k < 3; k++)
-    axes.column[k] = {load_(columns.column(3 + 3 * k) + at), load_(columns.column(4 + 3 * k) + at),
-                      load_(columns.column(5 + 3 * k) + at)};
-  return axes;
+GW_INLINE Axes<vf> axes_from(const vf column[Columns::COUNT]) {
+  return {{{column[3], column[4], column[5]}, {column[6], column[7], column[8]}, {column[9], column[10], column[11]}}};
 }
 
 // The poses of sixteen Gaussians: broadcast when they share a link, else gathered.
@@ -203,12 +203,16 @@ inline void project_chunk(const gw_scene &scene, const Columns &columns, const V
   const Pinhole<vf> camera = pinhole<vf>(view.intrinsics, view.width, view.height);
   uint32_t count = 0;
   uint64_t slots = 0;
+  ChunkColumns scratch;
+  const float *own = columns_of(scene, columns, chunk, scratch);
   for (int64_t at = begin; at < end; at += LANES) {
     const Links links(scene, at);
     const Pose<vf> pose = load_pose(view.poses, links.of, links.same);
-    const Vec3<vf> mean = load_mean(columns, at);
-    const Projected<vf> p = project(mean, load_axes(columns, at), pose, camera);
-    vf peak = load_(columns.column(12) + at);
+    vf column[Columns::COUNT];
+    for (int k = 0; k < Columns::COUNT; k++) column[k] = load_(own + k * CHUNK + (at - begin));
+    const Vec3<vf> mean = {column[0], column[1], column[2]};
+    const Projected<vf> p = project(mean, axes_from(column), pose, camera);
+    vf peak = column[12];
     if (view.antialiased) peak += log2_compensation(p);
     const uint32_t valid = end - at < LANES ? (1u << (end - at)) - 1 : 0xffffu;
     Spans spans;

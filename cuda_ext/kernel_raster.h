@@ -10,8 +10,18 @@ namespace GW_ISA {
 constexpr int BLOCKS = 16;   // of a tile
 constexpr int BATCH = 128;   // list entries sorted into blocks at a time
 
-// For each block of a tile, the values (records, or places in the batch) whose ellipse reaches it, nearest first.
-struct BlockLists {
+// A record as one tile sees it: u = ux X + uy Y + u0 and v = vy Y + v0 for X, Y from the tile's corner.
+struct alignas(64) Local {
+  float u0, v0, ux, uy, vy, peak, along_x, along_y;
+  float r, g, b, z, flow_x, flow_y;
+  int32_t link;
+  uint32_t id;
+};
+static_assert(sizeof(Local) == sizeof(Record), "a local record is a record with another origin");
+
+// A batch of a tile's list, and for each block the places in it whose ellipse reaches the block, nearest first.
+struct Batch {
+  Local local[BATCH];
   uint32_t values[BLOCKS][BATCH + LANES];
   int count[BLOCKS];
 };
@@ -30,23 +40,36 @@ GW_INLINE Lattice lattice(float step, float left, float top) {
 }
 
 // Bit b: some pixel centre of block b may see the Gaussian (exact on the ellipse, up to EXTENT_SLACK).
-GW_INLINE uint32_t blocks_reached(const Record &g, const Lattice &corner) {
-  const vf x0 = corner.x - vf(g.x), y0 = corner.y - vf(g.y), side(BLOCK - 1.0f);
-  const vf least = least_in_box(vf(g.ux), vf(g.uy), vf(g.vy), vf(g.along_x), vf(g.along_y), x0, x0 + side, y0, y0 + side);
-  return bits_(least <= vf(g.peak + (EXTENT_SLACK - MIN_LOG2_ALPHA)));
+GW_INLINE uint32_t blocks_reached(const Record &n, float x, float y, const Lattice &corner) {
+  const vf x0 = corner.x - vf(x), y0 = corner.y - vf(y), side(BLOCK - 1.0f);
+  const vf least = least_in_box(vf(n.ux), vf(n.uy), vf(n.vy), vf(n.along_x), vf(n.along_y), x0, x0 + side, y0, y0 + side);
+  return bits_(least <= vf(n.peak + (EXTENT_SLACK - MIN_LOG2_ALPHA)));
 }
 
-// Sorts list[0..count-1] (count <= BATCH) into the blocks of `alive`; values[i] stands for entry i.
-inline void sort_into_blocks(const Record *records, const uint32_t *list, int count, const uint32_t *values,
-                             uint32_t alive, const Lattice &corner, BlockLists &lists) {
+// Loads list[0..count-1] (count <= BATCH) of the tile at (left, top) and sorts it into the blocks of `alive`.
+inline void load_batch(const Record *records, const uint32_t *list, int count, float left, float top, uint32_t alive,
+                       Batch &batch) {
+  constexpr int AHEAD = 32;  // the list's memory goes on after its end
   alignas(64) uint16_t masks[BATCH + LANES];
+  const Lattice corner = lattice(BLOCK, 0.5f, 0.5f);
   for (int i = 0; i < count; i++) {
-    __builtin_prefetch(records + list[i + 8 < count ? i + 8 : i]);
-    masks[i] = static_cast<uint16_t>(blocks_reached(records[list[i]], corner) & alive);
+    __builtin_prefetch(records + list[i + AHEAD]);
+    const Record &n = records[list[i]];
+    const float x = n.x - left, y = n.y - top;
+    Local &local = batch.local[i];
+    store_(&local.u0, load_(&n.x));
+    local.u0 = -fma_(n.ux, x, n.uy * y);
+    local.v0 = -n.vy * y;
+    masks[i] = static_cast<uint16_t>(blocks_reached(n, x, y, corner) & alive);
   }
   for (int i = count; i < count + LANES; i++) masks[i] = 0;
-  for (int b = 0; b < BLOCKS; b++) lists.count[b] = 0;
-  for (int i = 0; i < count; i += LANES) append_to_blocks(masks + i, values + i, alive, lists);
+  for (int b = 0; b < BLOCKS; b++) batch.count[b] = 0;
+  for (int i = 0; i < count; i += LANES) append_to_blocks(masks + i, i, alive, batch);
+}
+
+GW_INLINE vf log2_alpha_at(const Local &n, const Lattice &pixel) {
+  const vf u = fma_(vf(n.ux), pixel.x, fma_(vf(n.uy), pixel.y, vf(n.u0))), v = fma_(vf(n.vy), pixel.y, vf(n.v0));
+  return log2_alpha(vf(n.peak), u, v);
 }
 
 // Blocks of the tile with a pixel in the image, and the pixels of a block (bits) that are.
@@ -65,37 +88,41 @@ struct TileState {
   alignas(64) float flow_x[BLOCKS][LANES], flow_y[BLOCKS][LANES], best[BLOCKS][LANES], link[BLOCKS][LANES];
 };
 
+// Not inlined: it needs the registers for itself.
 template <bool RGB, bool DEPTH, bool FLOW, bool LINK>
-GW_INLINE uint32_t blend_block(const Record *records, const uint32_t *list, int count, const Lattice &pixel, TileState &s,
-                               int block) {
+__attribute__((noinline)) uint32_t blend_block(const Batch &batch, const Lattice &pixel, TileState &s, int block) {
+  const uint32_t *list = batch.values[block];
+  const int count = batch.count[block];
+  const Lattice here = pixel;
   vf running = load_(s.running[block]), kept = load_(s.kept[block]);
   vf r = load_(s.r[block]), g = load_(s.g[block]), b = load_(s.b[block]), z = load_(s.z[block]);
   vf flow_x = load_(s.flow_x[block]), flow_y = load_(s.flow_y[block]), best = load_(s.best[block]), link = load_(s.link[block]);
   bool alive = true;
   for (int k = 0; k < count; k++) {
-    const Record &n = records[list[k]];
-    const vf power = log2_alpha(vf(n.peak), vf(n.ux), vf(n.uy), vf(n.vy), pixel.x - vf(n.x), pixel.y - vf(n.y));
+    const Local &n = batch.local[list[k]];
+    const vf power = log2_alpha_at(n, here);
     const vf alpha = zero_unless_(power >= vf(MIN_LOG2_ALPHA), min_(exp2_fast(power), vf(MAX_ALPHA)));
     const vf after = fnma_(alpha, running, running);
     const vm lives = after > vf(MIN_TRANSMITTANCE);
-    const vf weight = mul_if_(lives, alpha, running);
+    const vf weight = alpha * running;
     kept = select_(lives, after, kept);
     running = after;
     if (RGB) {
-      r = fma_(weight, vf(n.r), r);
-      g = fma_(weight, vf(n.g), g);
-      b = fma_(weight, vf(n.b), b);
+      r = fma_if_(lives, weight, vf(n.r), r);
+      g = fma_if_(lives, weight, vf(n.g), g);
+      b = fma_if_(lives, weight, vf(n.b), b);
     }
-    if (DEPTH) z = fma_(weight, vf(n.z), z);
+    if (DEPTH) z = fma_if_(lives, weight, vf(n.z), z);
     if (FLOW) {
-      flow_x = fma_(weight, vf(n.flow_x), flow_x);
-      flow_y = fma_(weight, vf(n.flow_y), flow_y);
+      flow_x = fma_if_(lives, weight, vf(n.flow_x), flow_x);
+      flow_y = fma_if_(lives, weight, vf(n.flow_y), flow_y);
     }
     if (LINK) {
       float bits;
       memcpy(&bits, &n.link, sizeof bits);
-      link = select_(weight > best, vf(bits), link);
-      best = max_(weight, best);
+      const vm leads = (weight > best) & lives;
+      link = select_(leads, vf(bits), link);
+      best = select_(leads, weight, best);
     }
     if ((k & 7) == 7 && !any_(lives)) {
       alive = false;
@@ -128,59 +155,76 @@ GW_INLINE void clear_tile(const ViewSetup &view, int left, int top, TileState &s
   }
 }
 
-// Copies up to 4 pixels of `channels` interleaved planes.
-GW_INLINE void put_row(float *out, int pixels, const float *const *planes, int channels) {
-  for (int i = 0; i < pixels; i++)
-    for (int c = 0; c < channels; c++) out[i * channels + c] = planes[c][i];
+// Copies a block's rows of up to 4 pixels each into a picture of one, two or three channels per pixel.
+GW_INLINE void put_plane(float *out, const float *plane, size_t width, int columns, int rows) {
+  for (int row = 0; row < rows; row++, out += width, plane += BLOCK)
+    if (columns == BLOCK)
+      memcpy(out, plane, BLOCK * sizeof *out);
+    else
+      for (int i = 0; i < columns; i++) out[i] = plane[i];
+}
+GW_INLINE void put_pairs(float *out, const float *a, const float *b, size_t width, int columns, int rows) {
+  for (int row = 0; row < rows; row++, out += 2 * width, a += BLOCK, b += BLOCK)
+    for (int i = 0; i < columns; i++) out[2 * i] = a[i], out[2 * i + 1] = b[i];
+}
+GW_INLINE void put_colours(float *out, const float *r, const float *g, const float *b, size_t width, int columns, int rows) {
+  for (int row = 0; row < rows; row++, out += 3 * width, r += BLOCK, g += BLOCK, b += BLOCK) {
+    const float line[3 * BLOCK] = {r[0], g[0], b[0], r[1], g[1], b[1], r[2], g[2], b[2], r[3], g[3], b[3]};
+    if (columns == BLOCK)
+      memcpy(out, line, sizeof line);
+    else
+      for (int i = 0; i < 3 * columns; i++) out[i] = line[i];
+  }
 }
 
 inline void write_block(const ViewSetup &view, const ImageView &images, int left, int top, TileState &s, int block) {
   if (left >= view.width || top >= view.height) return;
   const vf kept = load_(s.kept[block]), alpha = vf(1.0f) - kept;
-  const vf scale = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
-  alignas(64) float opacity[LANES];
-  store_(opacity, alpha);
+  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
+  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
+  const size_t width = static_cast<size_t>(view.width), at = static_cast<size_t>(top) * width + left;
+  alignas(64) float a[LANES], b[LANES], c[LANES];
   if (images.rgb) {
-    store_(s.r[block], fma_(kept, vf(view.background[0]), load_(s.r[block])));
-    store_(s.g[block], fma_(kept, vf(view.background[1]), load_(s.g[block])));
-    store_(s.b[block], fma_(kept, vf(view.background[2]), load_(s.b[block])));
+    store_(a, fma_(kept, vf(view.background[0]), load_(s.r[block])));
+    store_(b, fma_(kept, vf(view.background[1]), load_(s.g[block])));
+    store_(c, fma_(kept, vf(view.background[2]), load_(s.b[block])));
+    put_colours(images.rgb + 3 * at, a, b, c, width, columns, rows);
   }
-  store_(s.z[block], load_(s.z[block]) * scale);
-  store_(s.flow_x[block], load_(s.flow_x[block]) * scale);
-  store_(s.flow_y[block], load_(s.flow_y[block]) * scale);
-  const int pixels = view.width - left < BLOCK ? view.width - left : BLOCK;
-  for (int row = 0; row < BLOCK && top + row < view.height; row++) {
-    const size_t at = static_cast<size_t>(top + row) * view.width + left;
-    const int lane = row * BLOCK;
-    const float *rgb[3] = {s.r[block] + lane, s.g[block] + lane, s.b[block] + lane};
-    const float *flow[2] = {s.flow_x[block] + lane, s.flow_y[block] + lane};
-    if (images.rgb) put_row(images.rgb + 3 * at, pixels, rgb, 3);
-    if (images.flow) put_row(images.flow + 2 * at, pixels, flow, 2);
-    if (images.alpha) memcpy(images.alpha + at, opacity + lane, sizeof(float) * pixels);
-    if (images.depth) memcpy(images.depth + at, s.z[block] + lane, sizeof(float) * pixels);
-    if (images.link_id) memcpy(images.link_id + at, s.link[block] + lane, sizeof(float) * pixels);
+  if (images.alpha) {
+    store_(a, alpha);
+    put_plane(images.alpha + at, a, width, columns, rows);
+  }
+  if (images.link_id) put_plane(reinterpret_cast<float *>(images.link_id) + at, s.link[block], width, columns, rows);
+  if (!images.depth && !images.flow) return;
+  const vf scale = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
+  if (images.depth) {
+    store_(a, load_(s.z[block]) * scale);
+    put_plane(images.depth + at, a, width, columns, rows);
+  }
+  if (images.flow) {
+    store_(a, load_(s.flow_x[block]) * scale);
+    store_(b, load_(s.flow_y[block]) * scale);
+    put_pairs(images.flow + 2 * at, a, b, width, columns, rows);
   }
 }
 
 template <bool RGB, bool DEPTH, bool FLOW, bool LINK>
 void raster_tile(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {
   const int left = tile % view.tiles_x * TILE, top = tile / view.tiles_x * TILE;
-  const Lattice corner = lattice(BLOCK, left + 0.5f, top + 0.5f), pixel = lattice(1.0f, left + 0.5f, top + 0.5f);
-  const Record *records = frame.records.data;
   const uint32_t *list = frame.lists.data + frame.tile_start[tile];
   const uint32_t total = frame.tile_start[tile + 1] - frame.tile_start[tile];
+  const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
   TileState state;
-  BlockLists lists;
+  Batch batch;
   uint32_t alive;
   clear_tile(view, left, top, state, alive);
   for (uint32_t at = 0; at < total && alive; at += BATCH) {
     const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
-    sort_into_blocks(records, list + at, count, list + at, alive, corner, lists);
+    load_batch(frame.records.data, list + at, count, left, top, alive, batch);
     for (uint32_t todo = alive; todo; todo &= todo - 1) {
       const int block = __builtin_ctz(todo);
       const Lattice here = {pixel.x + vf(BLOCK * (block & 3)), pixel.y + vf(BLOCK * (block >> 2))};
-      const uint32_t bit = blend_block<RGB, DEPTH, FLOW, LINK>(records, lists.values[block], lists.count[block], here, state, block);
-      if (!bit) alive &= ~(1u << block);
+      if (!blend_block<RGB, DEPTH, FLOW, LINK>(batch, here, state, block)) alive &= ~(1u << block);
     }
   }
   for (int b = 0; b < BLOCKS; b++) write_block(view, images, left + BLOCK * (b & 3), top + BLOCK * (b >> 2), state, b);

@@ -102,6 +102,51 @@ void merge_runs(Frame &frame, std::vector<size_t> bounds, int pieces, Pool &pool
   }
 }
 
+// Counts, for the records order[first..last-1], entries and tiles by row of tiles: first as differences from the row
+// before, which costs the same however many rows a record covers.
+void count_rows(Frame &frame, size_t rows, size_t first, size_t last, int part) {
+  uint32_t *counts = frame.row_counts.data + part * (rows + 1);
+  uint64_t *tiles = frame.row_tiles.data + part * (rows + 1);
+  std::memset(counts, 0, (rows + 1) * sizeof *counts);
+  std::memset(tiles, 0, (rows + 1) * sizeof *tiles);
+  for (size_t i = first; i < last; i++) {
+    if (i + 32 < last) __builtin_prefetch(&frame.rects[static_cast<uint32_t>(frame.order[i + 32])]);
+    const TileRect rect = frame.rects[static_cast<uint32_t>(frame.order[i])];
+    frame.sorted_rects[i] = rect;
+    const uint64_t width = static_cast<uint64_t>(rect.x1 - rect.x0 + 1);
+    counts[rect.y0]++;
+    counts[rect.y1 + 1]--;
+    tiles[rect.y0] += width;
+    tiles[rect.y1 + 1] -= width;
+  }
+  for (size_t row = 1; row < rows; row++) {
+    counts[row] += counts[row - 1];
+    tiles[row] += tiles[row - 1];
+  }
+}
+
+// Deals the entries of one row of tiles out to its tiles.
+void fill_row(Frame &frame, size_t columns, size_t row) {
+  uint32_t *start = frame.tile_start.data + row * columns;
+  const RowEntry *entry = frame.row_entries.data + frame.row_start[row].entries;
+  const RowEntry *end = frame.row_entries.data + frame.row_start[row + 1].entries;
+  uint32_t next[MAX_TILES + 1];
+  std::memset(next, 0, (columns + 1) * sizeof *next);
+  for (const RowEntry *e = entry; e < end; e++) {
+    next[e->x0]++;
+    next[e->x1 + 1]--;
+  }
+  uint32_t sum = frame.row_start[row].tiles, count = 0;
+  for (size_t x = 0; x < columns; x++) {
+    count += next[x];
+    start[x] = next[x] = sum;
+    sum += count;
+  }
+  uint32_t *lists = frame.lists.data;
+  for (; entry < end; entry++)
+    for (size_t x = entry->x0; x <= entry->x1; x++) lists[next[x]++] = entry->record;
+}
+
 }  // namespace
 
 void sort_by_depth(Frame &frame, int chunks, Pool &pool) {
@@ -122,45 +167,42 @@ void sort_by_depth(Frame &frame, int chunks, Pool &pool) {
   merge_runs(frame, bounds, parts, pool);
 }
 
+// In two steps, by rows of tiles and then by tiles, so that each step writes to few places at a time.
 bool fill_tile_lists(const ViewSetup &view, Frame &frame, Pool &pool) {
-  const size_t tiles = static_cast<size_t>(view.tiles_x) * view.tiles_y, visible = frame.visible;
-  const size_t parts = visible < 4096 ? 1 : static_cast<size_t>(pool.threads());
-  frame.sorted_rects.reserve(visible);
-  frame.tile_counts.reserve(parts * tiles);
-  frame.tile_start.reserve(tiles + 1);
+  const size_t rows = static_cast<size_t>(view.tiles_y), columns = static_cast<size_t>(view.tiles_x);
+  const size_t visible = frame.visible, parts = visible < 4096 ? 1 : static_cast<size_t>(pool.threads());
   auto begin = [&](size_t part) { return visible * part / parts; };
-  pool.run(static_cast<int>(parts), [&](int part) {
-    uint32_t *counts = frame.tile_counts.data + part * tiles;
-    std::memset(counts, 0, tiles * sizeof *counts);
-    for (size_t i = begin(part); i < begin(part + 1); i++) {
-      if (i + 16 < visible) __builtin_prefetch(&frame.rects[static_cast<uint32_t>(frame.order[i + 16])]);
-      const TileRect rect = frame.rects[static_cast<uint32_t>(frame.order[i])];
-      frame.sorted_rects[i] = rect;
-      for (size_t y = rect.y0; y <= rect.y1; y++)
-        for (size_t x = rect.x0; x <= rect.x1; x++) counts[y * view.tiles_x + x]++;
-    }
-  });
-  uint64_t sum = 0;
-  for (size_t tile = 0; tile < tiles; tile++) {
-    frame.tile_start[tile] = static_cast<uint32_t>(sum);
+  frame.sorted_rects.reserve(visible);
+  frame.row_counts.reserve(parts * (rows + 1));
+  frame.row_start.reserve(rows + 1);
+  frame.row_tiles.reserve(parts * (rows + 1));
+  frame.tile_start.reserve(rows * columns + 1);
+  pool.run(static_cast<int>(parts), [&](int part) { count_rows(frame, rows, begin(part), begin(part + 1), part); });
+  uint64_t entries = 0, tiles = 0;
+  for (size_t row = 0; row < rows; row++) {
+    frame.row_start[row] = {static_cast<uint32_t>(entries), static_cast<uint32_t>(tiles)};
     for (size_t part = 0; part < parts; part++) {
-      const uint32_t here = frame.tile_counts[part * tiles + tile];
-      frame.tile_counts[part * tiles + tile] = static_cast<uint32_t>(sum);
-      sum += here;
+      uint32_t &count = frame.row_counts[part * (rows + 1) + row];
+      const uint32_t here = count;
+      count = static_cast<uint32_t>(entries);
+      entries += here;
+      tiles += frame.row_tiles[part * (rows + 1) + row];
     }
-    if (sum > INT32_MAX) return false;
+    if (entries > INT32_MAX || tiles > INT32_MAX) return false;
   }
-  frame.tile_start[tiles] = static_cast<uint32_t>(sum);
-  frame.lists.reserve(sum);
+  frame.row_start[rows] = {static_cast<uint32_t>(entries), static_cast<uint32_t>(tiles)};
+  frame.tile_start[rows * columns] = static_cast<uint32_t>(tiles);
+  frame.row_entries.reserve(entries);
+  frame.lists.reserve(tiles);
   pool.run(static_cast<int>(parts), [&](int part) {
-    uint32_t *next = frame.tile_counts.data + part * tiles;
+    uint32_t *next = frame.row_counts.data + part * (rows + 1);
     for (size_t i = begin(part); i < begin(part + 1); i++) {
       const TileRect rect = frame.sorted_rects[i];
-      const uint32_t record = static_cast<uint32_t>(frame.order[i]);
-      for (size_t y = rect.y0; y <= rect.y1; y++)
-        for (size_t x = rect.x0; x <= rect.x1; x++) frame.lists[next[y * view.tiles_x + x]++] = record;
+      const RowEntry entry = {static_cast<uint32_t>(frame.order[i]), rect.x0, rect.x1};
+      for (size_t row = rect.y0; row <= rect.y1; row++) frame.row_entries[next[row]++] = entry;
     }
   });
+  pool.run(static_cast<int>(rows), [&](int row) { fill_row(frame, columns, static_cast<size_t>(row)); });
   return true;
 }
 

@@ -64,6 +64,7 @@ GW_INLINE vm operator|(vm x, vm y) { return {_mm256_or_ps(x.a, y.a), _mm256_or_p
 GW_INLINE vf select_(vm m, vf x, vf y) { return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)}; }
 GW_INLINE vf zero_unless_(vm m, vf x) { return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)}; }
 GW_INLINE vf mul_if_(vm m, vf x, vf y) { return zero_unless_(m, x * y); }
+GW_INLINE vf fma_if_(vm m, vf x, vf y, vf z) { return fma_(zero_unless_(m, x), y, z); }
 GW_INLINE uint32_t bits_(vm m) {
   return static_cast<uint32_t>(_mm256_movemask_ps(m.a)) | static_cast<uint32_t>(_mm256_movemask_ps(m.b)) << 8;
 }
@@ -116,13 +117,13 @@ GW_INLINE vf pair_(const float *p) {
   return {both, both};
 }
 
-// Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
+// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t, Lists &lists) {
+GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t, Lists &lists) {
   for (int i = 0; i < 16; i++)
     for (uint32_t m = masks[i]; m; m &= m - 1) {
       const int block = __builtin_ctz(m);
-      lists.values[block][lists.count[block]++] = values[i];
+      lists.values[block][lists.count[block]++] = static_cast<uint32_t>(first + i);
     }
 }
 

@@ -48,6 +48,7 @@ GW_INLINE vm operator|(vm a, vm b) { return {static_cast<__mmask16>(a.m | b.m)};
 GW_INLINE vf select_(vm m, vf a, vf b) { return _mm512_mask_mov_ps(b.v, m.m, a.v); }
 GW_INLINE vf zero_unless_(vm m, vf a) { return _mm512_maskz_mov_ps(m.m, a.v); }
 GW_INLINE vf mul_if_(vm m, vf a, vf b) { return _mm512_maskz_mul_ps(m.m, a.v, b.v); }
+GW_INLINE vf fma_if_(vm m, vf a, vf b, vf c) { return _mm512_mask3_fmadd_ps(a.v, b.v, c.v, m.m); }
 GW_INLINE uint32_t bits_(vm m) { return m.m; }
 GW_INLINE bool any_(vm m) { return m.m != 0; }
 GW_INLINE vm mask_from_bits_(uint32_t bits) { return {static_cast<__mmask16>(bits)}; }
@@ -74,11 +75,12 @@ GW_INLINE void store_pairs_(float *out, vf a, vf b) {
 constexpr int pair_pixel(int i) { return (i & 7) / 2 * 4 + (i & 1) + (i & 8) / 4; }
 GW_INLINE vf pair_(const float *p) { return _mm512_castpd_ps(_mm512_set1_pd(*reinterpret_cast<const double *>(p))); }
 
-// Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
+// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t blocks, Lists &lists) {
+GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t blocks, Lists &lists) {
   const __m256i m = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(masks));
-  const __m512i v = _mm512_loadu_si512(values);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i v = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
   for (; blocks; blocks &= blocks - 1) {
     const int block = __builtin_ctz(blocks);
     const __mmask16 in = _mm256_test_epi16_mask(m, _mm256_set1_epi16(static_cast<int16_t>(1u << block)));

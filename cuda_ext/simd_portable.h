@@ -39,6 +39,7 @@ GW_INLINE vm operator|(vm a, vm b) { return {a.m | b.m}; }
 GW_INLINE vf select_(vm m, vf a, vf b) { return (float16)((m.m & (int16v)a.v) | (~m.m & (int16v)b.v)); }
 GW_INLINE vf zero_unless_(vm m, vf a) { return (float16)(m.m & (int16v)a.v); }
 GW_INLINE vf mul_if_(vm m, vf a, vf b) { return zero_unless_(m, a * b); }
+GW_INLINE vf fma_if_(vm m, vf a, vf b, vf c) { return fma_(zero_unless_(m, a), b, c); }
 GW_INLINE uint32_t bits_(vm m) {
   uint32_t bits = 0;
   for (int i = 0; i < 16; i++) bits |= static_cast<uint32_t>(m.m[i] & 1) << i;
@@ -127,13 +128,13 @@ GW_INLINE vf pair_(const float *p) {
   return float16{a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b};
 }
 
-// Appends, to the list of each block named in `blocks`, those of 16 values whose mask has the block's bit.
+// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, const uint32_t *values, uint32_t, Lists &lists) {
+GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t, Lists &lists) {
   for (int i = 0; i < 16; i++)
     for (uint32_t m = masks[i]; m; m &= m - 1) {
       const int block = __builtin_ctz(m);
-      lists.values[block][lists.count[block]++] = values[i];
+      lists.values[block][lists.count[block]++] = static_cast<uint32_t>(first + i);
     }
 }
 

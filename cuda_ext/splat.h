@@ -165,8 +165,7 @@ GW_HD Ellipse<F> ellipse_of(const Projected<F> &p) {
   return {ux, F(0.0f) - ux * along_x, F(ROOT_HALF_LOG2_E) / sqrt_(p.c), along_x, p.b / p.a};
 }
 template <class F>
-GW_HD F log2_alpha(F peak, F ux, F uy, F vy, F dx, F dy) {
-  const F u = fma_(ux, dx, uy * dy), v = vy * dy;
+GW_HD F log2_alpha(F peak, F u, F v) {
   return fnma_(u, u, fnma_(v, v, peak));
 }
 // Least u^2 + v^2 over the rectangle [x0,x1] x [y0,y1] given relative to the centre: the nearest point lies on the
