@@ -2,7 +2,7 @@
  *
  * Tensors are those of gworld_native.h with pointers into device memory; contents are never trusted (a link outside
  * 0..L-1 is not drawn). The library allocates nothing and keeps no state: the caller asks for sizes, hands in device
- * buffers (256-byte aligned) and a stream, and owns what they hold. A call goes
+ * buffers (64-byte aligned) and a stream, and owns what they hold. A call goes
  *
  *     gw_cuda_sizes(pairs = 0) -> gw_cuda_project(state, scratch) -> pairs      (the one wait for the device)
  *     gw_cuda_sizes(pairs)     -> gw_cuda_draw(state, lists, scratch)
