@@ -70,6 +70,13 @@ struct RowEntry {
   uint16_t x0, x1;
 };
 
+// Where a record lies: its tiles, and its first gradient row within the rows of its chunk.
+struct Placement {
+  TileRect rect;
+  uint32_t slot;
+  uint32_t unused;
+};
+
 // Where a row of tiles begins among the row entries and among the list entries.
 struct RowStart {
   uint32_t entries, tiles;
@@ -93,9 +100,8 @@ struct ViewSetup {
 // One view after projection, sorting and binning. Records of chunk c start at c * CHUNK.
 struct Frame {
   Buffer<Record> records;
-  Buffer<TileRect> rects;
+  Buffer<Placement> places;      // beside the records
   Buffer<uint32_t> keys;         // depth bits, beside the records
-  Buffer<uint32_t> slots;        // first gradient row of a record, within its chunk
   Buffer<uint32_t> chunk_count;  // records of each chunk
   Buffer<uint64_t> chunk_slots;  // first gradient row of each chunk; one more entry holds the total
   Buffer<uint64_t> order, order_swap;  // (depth bits << 32 | record), sorted

@@ -17,15 +17,23 @@ struct BackwardState {
   alignas(64) float basis[BLOCKS][LANES][LANES];
 };
 
-// Sixteen pixels of a picture with `channels` interleaved; 0 where there is no picture or no pixel.
-GW_INLINE vf read_block(const float *picture, const ViewSetup &view, int left, int top, int channels, int channel) {
-  alignas(64) float out[LANES] = {};
-  if (picture)
-    for (int i = 0; i < LANES; i++) {
-      const int x = left + (i & 3), y = top + (i >> 2);
-      if (x < view.width && y < view.height) out[i] = picture[(static_cast<size_t>(y) * view.width + x) * channels + channel];
-    }
-  return load_(out);
+// Sixteen pixels of a picture with CHANNELS interleaved; 0 where there is no picture or no pixel.
+template <int CHANNELS>
+GW_INLINE void read_block(const float *picture, const ViewSetup &view, int left, int top, vf out[CHANNELS]) {
+  alignas(64) float pixels[LANES * CHANNELS] = {};
+  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
+  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
+  for (int row = 0; picture && row < rows; row++) {
+    const float *from = picture + (static_cast<size_t>(top + row) * view.width + left) * CHANNELS;
+    float *to = pixels + row * BLOCK * CHANNELS;
+    if (columns == BLOCK)
+      memcpy(to, from, BLOCK * CHANNELS * sizeof *to);
+    else
+      for (int i = 0; i < columns * CHANNELS; i++) to[i] = from[i];
+  }
+  if (CHANNELS == 1) out[0] = load_(pixels);
+  if (CHANNELS == 2) out[0] = strided_(pixels, 2), out[CHANNELS - 1] = strided_(pixels + 1, 2);
+  if (CHANNELS == 3) split3_(pixels, out);
 }
 
 // Loads a block's pixels and their gradients; `centre` is the origin of the basis' X and Y.
@@ -33,20 +41,31 @@ inline uint32_t begin_block(const ViewSetup &view, const ImageView &pictures, co
                             const float centre[2], BackwardState &s, int block) {
   const uint32_t inside = pixels_inside(view, left, top);
   if (!inside) return 0;
-  const vf alpha = read_block(pictures.alpha, view, left, top, 1, 0);
+  vf alpha, constant, z, drawn_z, rgb[3], drawn_rgb[3], flow[2], drawn_flow[2];
+  read_block<1>(pictures.alpha, view, left, top, &alpha);
+  read_block<1>(gradients.alpha, view, left, top, &constant);
+  read_block<3>(gradients.rgb, view, left, top, rgb);
+  read_block<3>(pictures.rgb, view, left, top, drawn_rgb);
   const vf share = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
-  vf suffix = read_block(gradients.alpha, view, left, top, 1, 0), constant = suffix, rgb[3], flow[2];
-  suffix = suffix * alpha;
+  vf suffix = constant * alpha;
   for (int c = 0; c < 3; c++) {
-    rgb[c] = read_block(gradients.rgb, view, left, top, 3, c);
+    suffix = fma_(rgb[c], drawn_rgb[c] - vf(view.background[c]), suffix);
     constant = fnma_(rgb[c], vf(view.background[c]), constant);
-    if (gradients.rgb) suffix = fma_(rgb[c], read_block(pictures.rgb, view, left, top, 3, c) - vf(view.background[c]), suffix);
   }
-  const vf z = read_block(gradients.depth, view, left, top, 1, 0) * share;
-  if (gradients.depth) constant = fnma_(z, read_block(pictures.depth, view, left, top, 1, 0), constant);
-  for (int c = 0; c < 2; c++) {
-    flow[c] = read_block(gradients.flow, view, left, top, 2, c) * share;
-    if (gradients.flow) constant = fnma_(flow[c], read_block(pictures.flow, view, left, top, 2, c), constant);
+  z = flow[0] = flow[1] = vf(0.0f);
+  if (gradients.depth) {
+    read_block<1>(gradients.depth, view, left, top, &z);
+    read_block<1>(pictures.depth, view, left, top, &drawn_z);
+    z *= share;
+    constant = fnma_(z, drawn_z, constant);
+  }
+  if (gradients.flow) {
+    read_block<2>(gradients.flow, view, left, top, flow);
+    read_block<2>(pictures.flow, view, left, top, drawn_flow);
+    for (int c = 0; c < 2; c++) {
+      flow[c] *= share;
+      constant = fnma_(flow[c], drawn_flow[c], constant);
+    }
   }
   store_(s.running[block], zero_unless_(mask_from_bits_(inside), vf(1.0f)));
   store_(s.suffix[block], suffix);
@@ -122,9 +141,10 @@ __attribute__((noinline)) uint32_t backward_block(const Batch &batch, const Latt
 
 // The row into which macro tile (x, y) sums a record's gradient.
 GW_INLINE size_t row_of(const Frame &frame, uint32_t record, int x, int y) {
-  const TileRect rect = frame.rects[record];
+  const Placement &place = frame.places[record];
+  const TileRect rect = place.rect;
   const int x0 = rect.x0 / MACRO, width = rect.x1 / MACRO - x0 + 1;
-  return frame.chunk_slots[record / CHUNK] + frame.slots[record] + static_cast<size_t>((y - rect.y0 / MACRO) * width + x - x0);
+  return frame.chunk_slots[record / CHUNK] + place.slot + static_cast<size_t>((y - rect.y0 / MACRO) * width + x - x0);
 }
 
 template <bool GEOMETRY>
@@ -144,7 +164,11 @@ void backward_tile(const ViewSetup &view, const Frame &frame, const ImageView &p
     alive |= begin_block(view, pictures, gradients, left + BLOCK * (b & 3), top + BLOCK * (b >> 2), centre, state, b);
   for (uint32_t at = 0; at < total && alive; at += BATCH) {
     const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
-    for (int i = 0; i < count; i++) rows[i] = all_rows + row_of(frame, list[at + i], macro_x, macro_y);
+    for (int i = 0; i < count; i++) {
+      __builtin_prefetch(&frame.places[list[at + i + 16]]);
+      rows[i] = all_rows + row_of(frame, list[at + i], macro_x, macro_y);
+      __builtin_prefetch(rows[i], 1);
+    }
     load_batch(frame.records.data, list + at, count, left, top, alive, batch);
     for (uint32_t todo = alive; todo; todo &= todo - 1) {
       const int block = __builtin_ctz(todo);

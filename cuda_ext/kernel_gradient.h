@@ -14,11 +14,11 @@ struct RecordSums {
 };
 
 inline void sum_record(const Frame &frame, const GradientRow *rows, uint32_t record, int lane, RecordSums &sums) {
-  const TileRect rect = frame.rects[record];
+  const TileRect rect = frame.places[record].rect;
   const Record &n = frame.records[record];
   EllipseSums<float> total = {0, 0, 0, 0, 0, 0};
   float channels[6] = {0, 0, 0, 0, 0, 0};
-  const GradientRow *row = rows + frame.chunk_slots[record / CHUNK] + frame.slots[record];
+  const GradientRow *row = rows + frame.chunk_slots[record / CHUNK] + frame.places[record].slot;
   for (int y = rect.y0 / MACRO; y <= rect.y1 / MACRO; y++)
     for (int x = rect.x0 / MACRO; x <= rect.x1 / MACRO; x++, row++) {
       const float dx = (x + 0.5f) * MACRO * TILE - n.x, dy = (y + 0.5f) * MACRO * TILE - n.y;

@@ -10,15 +10,16 @@ namespace GW_ISA {
 typedef float float4v __attribute__((vector_size(16)));
 typedef int32_t int4v __attribute__((vector_size(16)));
 
-// Rows start..start+15 of an [N, stride] array; past the end the last row is read again.
-struct RowIndex {
-  alignas(64) int32_t local[LANES];
-  int64_t start;
-  RowIndex(int64_t first, int64_t count) : start(first) {
-    for (int i = 0; i < LANES; i++) local[i] = static_cast<int32_t>(first + i < count ? i : count - 1 - first);
-  }
-  GW_INLINE vf read(const float *base, int stride, int column) const {
-    return gather_(base + start * stride + column, local, stride);
+// Sixteen rows of an [N, WIDTH] array from row `at` on; past the end the last row is read again.
+template <int WIDTH>
+struct Rows {
+  alignas(64) float padded[LANES * WIDTH];
+  const float *data;
+  Rows(const float *array, int64_t at, int64_t count) : data(array + at * WIDTH) {
+    if (at + LANES <= count) return;
+    for (int i = 0; i < LANES; i++)
+      for (int k = 0; k < WIDTH; k++) padded[i * WIDTH + k] = array[(at + i < count ? at + i : count - 1) * WIDTH + k];
+    data = padded;
   }
 };
 
@@ -28,18 +29,17 @@ inline void prepare_chunk(const gw_scene &scene, int chunk, float *columns) {
   const int64_t begin = chunk * int64_t(CHUNK), end = begin + CHUNK < scene.count ? begin + CHUNK : scene.count;
   for (int64_t at = begin; at < end; at += LANES) {
     float *out = columns + (at - begin);
-    const RowIndex rows(at, scene.count);
     vf mean[3], quat[4], log_scale[3], scale[3];
-    vm good = sound(mean[0] = rows.read(scene.means, 3, 0));
-    for (int k = 1; k < 3; k++) good = good & sound(mean[k] = rows.read(scene.means, 3, k));
-    for (int k = 0; k < 4; k++) good = good & sound(quat[k] = rows.read(scene.quats, 4, k));
+    split3_(Rows<3>(scene.means, at, scene.count).data, mean);
+    split4_(Rows<4>(scene.quats, at, scene.count).data, quat);
+    split3_(Rows<3>(scene.log_scales, at, scene.count).data, log_scale);
+    const vf logit = load_(Rows<1>(scene.opacity_logits, at, scene.count).data);
+    vm good = sound(logit) & (logit >= vf(MIN_LOGIT));
+    for (int k = 0; k < 4; k++) good = good & sound(quat[k]);
     for (int k = 0; k < 3; k++) {
-      good = good & sound(log_scale[k] = rows.read(scene.log_scales, 3, k));
       scale[k] = exp_(log_scale[k]);
-      good = good & (scale[k] <= vf(LARGEST));
+      good = good & sound(mean[k]) & sound(log_scale[k]) & (scale[k] <= vf(LARGEST));
     }
-    const vf logit = rows.read(scene.opacity_logits, 1, 0);
-    good = good & sound(logit) & (logit >= vf(MIN_LOGIT));
     const vf norm = sqrt_(fma_(quat[3], quat[3], fma_(quat[2], quat[2], fma_(quat[1], quat[1], quat[0] * quat[0]))));
     good = good & (norm >= vf(1.0f / LARGEST)) & (norm <= vf(LARGEST));
     const vf inverse = vf(1.0f) / norm;
@@ -190,9 +190,8 @@ inline uint32_t append_records(Frame &frame, size_t base, uint32_t count, uint32
     store_(&record.x, rows[lane]);
     memcpy(&frame.keys[at], &record.z, sizeof record.z);
     const int x0 = spans.x0[lane], x1 = spans.x1[lane], y0 = spans.y0[lane], y1 = spans.y1[lane];
-    frame.rects[at] = {static_cast<uint16_t>(x0), static_cast<uint16_t>(x1), static_cast<uint16_t>(y0),
-                       static_cast<uint16_t>(y1)};
-    frame.slots[at] = static_cast<uint32_t>(slots);
+    const TileRect rect = {static_cast<uint16_t>(x0), static_cast<uint16_t>(x1), static_cast<uint16_t>(y0), static_cast<uint16_t>(y1)};
+    frame.places[at] = {rect, static_cast<uint32_t>(slots), 0};
     slots += static_cast<uint64_t>(x1 / MACRO - x0 / MACRO + 1) * static_cast<uint64_t>(y1 / MACRO - y0 / MACRO + 1);
   }
   return count;

@@ -155,56 +155,45 @@ GW_INLINE void clear_tile(const ViewSetup &view, int left, int top, TileState &s
   }
 }
 
-// Copies a block's rows of up to 4 pixels each into a picture of one, two or three channels per pixel.
-GW_INLINE void put_plane(float *out, const float *plane, size_t width, int columns, int rows) {
-  for (int row = 0; row < rows; row++, out += width, plane += BLOCK)
+// Copies a block's rows of up to 4 pixels each into a picture.
+template <int CHANNELS>
+GW_INLINE void put_block(float *picture, const ViewSetup &view, int left, int top, const float *pixels) {
+  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
+  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
+  for (int row = 0; row < rows; row++) {
+    float *to = picture + (static_cast<size_t>(top + row) * view.width + left) * CHANNELS;
+    const float *from = pixels + row * BLOCK * CHANNELS;
     if (columns == BLOCK)
-      memcpy(out, plane, BLOCK * sizeof *out);
+      memcpy(to, from, BLOCK * CHANNELS * sizeof *to);
     else
-      for (int i = 0; i < columns; i++) out[i] = plane[i];
-}
-GW_INLINE void put_pairs(float *out, const float *a, const float *b, size_t width, int columns, int rows) {
-  for (int row = 0; row < rows; row++, out += 2 * width, a += BLOCK, b += BLOCK)
-    for (int i = 0; i < columns; i++) out[2 * i] = a[i], out[2 * i + 1] = b[i];
-}
-GW_INLINE void put_colours(float *out, const float *r, const float *g, const float *b, size_t width, int columns, int rows) {
-  for (int row = 0; row < rows; row++, out += 3 * width, r += BLOCK, g += BLOCK, b += BLOCK) {
-    const float line[3 * BLOCK] = {r[0], g[0], b[0], r[1], g[1], b[1], r[2], g[2], b[2], r[3], g[3], b[3]};
-    if (columns == BLOCK)
-      memcpy(out, line, sizeof line);
-    else
-      for (int i = 0; i < 3 * columns; i++) out[i] = line[i];
+      for (int i = 0; i < columns * CHANNELS; i++) to[i] = from[i];
   }
 }
 
 inline void write_block(const ViewSetup &view, const ImageView &images, int left, int top, TileState &s, int block) {
   if (left >= view.width || top >= view.height) return;
   const vf kept = load_(s.kept[block]), alpha = vf(1.0f) - kept;
-  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
-  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
-  const size_t width = static_cast<size_t>(view.width), at = static_cast<size_t>(top) * width + left;
-  alignas(64) float a[LANES], b[LANES], c[LANES];
+  alignas(64) float out[3 * LANES];
   if (images.rgb) {
-    store_(a, fma_(kept, vf(view.background[0]), load_(s.r[block])));
-    store_(b, fma_(kept, vf(view.background[1]), load_(s.g[block])));
-    store_(c, fma_(kept, vf(view.background[2]), load_(s.b[block])));
-    put_colours(images.rgb + 3 * at, a, b, c, width, columns, rows);
+    vf rgb[3] = {load_(s.r[block]), load_(s.g[block]), load_(s.b[block])};
+    for (int c = 0; c < 3; c++) rgb[c] = fma_(kept, vf(view.background[c]), rgb[c]);
+    join3_(out, rgb[0], rgb[1], rgb[2]);
+    put_block<3>(images.rgb, view, left, top, out);
   }
   if (images.alpha) {
-    store_(a, alpha);
-    put_plane(images.alpha + at, a, width, columns, rows);
+    store_(out, alpha);
+    put_block<1>(images.alpha, view, left, top, out);
   }
-  if (images.link_id) put_plane(reinterpret_cast<float *>(images.link_id) + at, s.link[block], width, columns, rows);
+  if (images.link_id) put_block<1>(reinterpret_cast<float *>(images.link_id), view, left, top, s.link[block]);
   if (!images.depth && !images.flow) return;
   const vf scale = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
   if (images.depth) {
-    store_(a, load_(s.z[block]) * scale);
-    put_plane(images.depth + at, a, width, columns, rows);
+    store_(out, load_(s.z[block]) * scale);
+    put_block<1>(images.depth, view, left, top, out);
   }
   if (images.flow) {
-    store_(a, load_(s.flow_x[block]) * scale);
-    store_(b, load_(s.flow_y[block]) * scale);
-    put_pairs(images.flow + 2 * at, a, b, width, columns, rows);
+    join2_(out, load_(s.flow_x[block]) * scale, load_(s.flow_y[block]) * scale);
+    put_block<2>(images.flow, view, left, top, out);
   }
 }
 

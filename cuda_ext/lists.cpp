@@ -110,8 +110,8 @@ void count_rows(Frame &frame, size_t rows, size_t first, size_t last, int part) 
   std::memset(counts, 0, (rows + 1) * sizeof *counts);
   std::memset(tiles, 0, (rows + 1) * sizeof *tiles);
   for (size_t i = first; i < last; i++) {
-    if (i + 32 < last) __builtin_prefetch(&frame.rects[static_cast<uint32_t>(frame.order[i + 32])]);
-    const TileRect rect = frame.rects[static_cast<uint32_t>(frame.order[i])];
+    if (i + 32 < last) __builtin_prefetch(&frame.places[static_cast<uint32_t>(frame.order[i + 32])]);
+    const TileRect rect = frame.places[static_cast<uint32_t>(frame.order[i])].rect;
     frame.sorted_rects[i] = rect;
     const uint64_t width = static_cast<uint64_t>(rect.x1 - rect.x0 + 1);
     counts[rect.y0]++;

@@ -47,9 +47,8 @@ int32_t build_frame(const Kernels &kernels, const gw_scene &scene, const Columns
   const int chunks = chunks_of(scene.count);
   const size_t padded = static_cast<size_t>(chunks) * CHUNK;
   frame.records.reserve(padded);
-  frame.rects.reserve(padded);
+  frame.places.reserve(padded);
   frame.keys.reserve(padded);
-  frame.slots.reserve(padded);
   frame.chunk_count.reserve(chunks);
   frame.chunk_slots.reserve(chunks + 1);
   pool.run(chunks, [&](int chunk) { kernels.project(scene, columns, view, frame, chunk); });

@@ -104,6 +104,26 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return {_mm256_i32gather_ps(base, at, 4), _mm256_i32gather_ps(base + 8 * stride, at, 4)};
 }
 
+// Splits sixteen consecutive groups of three or four floats into columns.
+GW_INLINE void split3_(const float *p, vf out[3]) {
+  for (int k = 0; k < 3; k++) out[k] = strided_(p + k, 3);
+}
+GW_INLINE void split4_(const float *p, vf out[4]) {
+  for (int k = 0; k < 4; k++) out[k] = strided_(p + k, 4);
+}
+
+// Sixteen pixels of two or three planes, interleaved.
+GW_INLINE void join2_(float *out, vf a, vf b) {
+  float p[2][16];
+  store_(p[0], a), store_(p[1], b);
+  for (int i = 0; i < 16; i++) out[2 * i] = p[0][i], out[2 * i + 1] = p[1][i];
+}
+GW_INLINE void join3_(float *out, vf a, vf b, vf c) {
+  float p[3][16];
+  store_(p[0], a), store_(p[1], b), store_(p[2], c);
+  for (int i = 0; i < 16; i++) out[3 * i] = p[0][i], out[3 * i + 1] = p[1][i], out[3 * i + 2] = p[2][i];
+}
+
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
 GW_INLINE void store_pairs_(float *out, vf x, vf y) {
   _mm256_storeu_ps(out, _mm256_unpacklo_ps(x.a, y.a));

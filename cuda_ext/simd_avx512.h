@@ -67,6 +67,49 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), base, 4);
 }
 
+// Splits sixteen consecutive groups of three or four floats into columns.
+GW_INLINE void split3_(const float *p, vf out[3]) {
+  alignas(64) static constexpr int32_t first[3][16] = {{0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30},
+                                                       {1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31},
+                                                       {2, 5, 8, 11, 14, 17, 20, 23, 26, 29}};
+  alignas(64) static constexpr int32_t second[3][16] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29},
+                                                        {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30},
+                                                        {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31}};
+  const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16), c = _mm512_loadu_ps(p + 32);
+  for (int k = 0; k < 3; k++)
+    out[k] = _mm512_permutex2var_ps(_mm512_permutex2var_ps(a, _mm512_load_si512(first[k]), b), _mm512_load_si512(second[k]), c);
+}
+GW_INLINE void split4_(const float *p, vf out[4]) {
+  const __m512i low = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(2));
+  const __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + 16), c = _mm512_loadu_ps(p + 32), d = _mm512_loadu_ps(p + 48);
+  const __m512 ab = _mm512_permutex2var_ps(a, low, b), cd = _mm512_permutex2var_ps(c, low, d);
+  out[0] = _mm512_shuffle_f32x4(ab, cd, 0x44);
+  out[1] = _mm512_shuffle_f32x4(ab, cd, 0xEE);
+  const __m512 zw = _mm512_permutex2var_ps(a, high, b), wz = _mm512_permutex2var_ps(c, high, d);
+  out[2] = _mm512_shuffle_f32x4(zw, wz, 0x44);
+  out[3] = _mm512_shuffle_f32x4(zw, wz, 0xEE);
+}
+
+// Sixteen pixels of two or three planes, interleaved.
+GW_INLINE void join2_(float *out, vf a, vf b) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  _mm512_storeu_ps(out, _mm512_permutex2var_ps(a.v, low, b.v));
+  _mm512_storeu_ps(out + 16, _mm512_permutex2var_ps(a.v, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b.v));
+}
+GW_INLINE void join3_(float *out, vf a, vf b, vf c) {
+  alignas(64) static constexpr int32_t ab[3][16] = {{0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
+                                                    {21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26},
+                                                    {0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0}};
+  alignas(64) static constexpr int32_t abc[3][16] = {{0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
+                                                     {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
+                                                     {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31}};
+  for (int k = 0; k < 3; k++) {
+    const __m512 two = _mm512_permutex2var_ps(a.v, _mm512_load_si512(ab[k]), b.v);
+    _mm512_storeu_ps(out + 16 * k, _mm512_permutex2var_ps(two, _mm512_load_si512(abc[k]), c.v));
+  }
+}
+
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
 GW_INLINE void store_pairs_(float *out, vf a, vf b) {
   _mm512_storeu_ps(out, _mm512_unpacklo_ps(a.v, b.v));
