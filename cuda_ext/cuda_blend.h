@@ -98,6 +98,7 @@ GW_DEVICE void write_pixel(const Call &call, const Pixel &p) {
 template <int WANT>
 struct BlendTile {
   Call call;
+  static constexpr int RESIDENT = WANT & (WANT_FLOW | WANT_LINK) ? 6 : 8;  // blocks that a multiprocessor is to hold at once
   struct Shared {
     Splat splats[BLOCK];
   };
@@ -192,6 +193,7 @@ GW_DEVICE PairBack blend_back(const Splat &s, PixelBack &p) {
 template <bool GEOMETRY>
 struct BlendTileBack {
   Call call;
+  static constexpr int RESIDENT = 4;
   static constexpr int BATCH = 32;  // splats between two barriers
   static constexpr int GROUP = 8;   // splats that a warp sums at a time
   struct Shared {

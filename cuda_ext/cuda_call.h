@@ -57,6 +57,7 @@ struct Call {
   bool want_flow;  // the splats carry flow
   bool slotted;    // every pair has a gradient row of its own (no atomics, the same bits in every run)
   bool want_poses;
+  bool wide_sh;    // rows of coefficients (and of their gradients) are aligned to 16 bytes
   int64_t splat_count, pair_count;
 
   // State: kept from gw_cuda_project to the last gw_cuda_backward. A splat is row view * N + Gaussian.

@@ -32,16 +32,22 @@ GW_DEVICE SplatRow row_of_splat(const Call &call, int64_t i) {
 // Adds the gradient by the coefficients to its row of gradients.sh; returns that by the (not normalised) direction.
 GW_DEVICE Vec3<float> shade_vjp(const Call &call, int64_t n, const Vec3<float> &direction, float inverse_length,
                                 const float by_rgb[3]) {
-  const int count = call.scene.sh_count;
-  const float *sh = call.scene.sh + 3 * n * count;
-  float *out = call.gradients.sh ? call.gradients.sh + 3 * n * count : nullptr;
-  float basis[16], by_basis[16];
+  const int count = call.scene.sh_count, length = 3 * count;
+  const float *sh = call.scene.sh + n * length;
+  float *out = call.gradients.sh ? call.gradients.sh + n * length : nullptr;
+  float basis[16], by_basis[16] = {};
   sh_basis(direction, count, basis);
-  GW_UNROLL for (int k = 0; k < 16; k++) {
-    if (k >= count) continue;
-    by_basis[k] = fma_(sh[3 * k + 2], by_rgb[2], fma_(sh[3 * k + 1], by_rgb[1], sh[3 * k] * by_rgb[0]));
-    if (!out) continue;
-    for (int c = 0; c < 3; c++) out[3 * k + c] += finite_or_zero(basis[k] * by_rgb[c]);
+  GW_UNROLL for (int at = 0; at < 48; at += 4) {
+    if (at >= length) continue;
+    const Four four = load_four(sh, at, length, call.wide_sh);
+    Four sum = out ? load_four(out, at, length, call.wide_sh) : Four{};
+    for (int j = 0; j < 4; j++) {
+      const int k = (at + j) / 3, c = (at + j) % 3;
+      if (at + j >= length) continue;
+      by_basis[k] = fma_(four.v[j], by_rgb[c], by_basis[k]);
+      sum.v[j] += finite_or_zero(basis[k] * by_rgb[c]);
+    }
+    if (out) store_four(out, at, length, call.wide_sh, sum);
   }
   if (count < 4) return {0.0f, 0.0f, 0.0f};
   return unit_vjp(direction, inverse_length, sh_basis_vjp(direction, count, by_basis));
@@ -115,6 +121,7 @@ struct KeyLinks {  // what Gaussians are sorted by; links that do not exist are 
 template <bool POSES>
 struct GaussiansBack {
   Call call;
+  static constexpr int RESIDENT = 2;
   struct Shared {
     float pose[POSE_SUMS][BLOCK + 8];
     float parts[POSE_SUMS][8];
@@ -198,6 +205,7 @@ struct GaussiansBack {
 
 struct SumPoseParts {  // a block for each (view, link)
   Call call;
+  static constexpr int RESIDENT = 4;
   struct Shared {
     double sums[10][POSE_SUMS];
   };
@@ -252,6 +260,7 @@ struct LinksBack {  // a thread for each (world, link)
 struct CamerasBack {  // a block for each camera; the sum runs over worlds and links
   Call call;
   PoseTensors poses;
+  static constexpr int RESIDENT = 2;
   struct Shared {
     double sums[BLOCK][12];
   };

@@ -10,12 +10,12 @@ namespace gw {
 namespace cuda {
 
 template <class F>
-__global__ void __launch_bounds__(BLOCK) each_kernel(int64_t count, F f) {
+__global__ void __launch_bounds__(BLOCK, 4) each_kernel(int64_t count, F f) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * BLOCK + threadIdx.x;
   if (i < count) f(i);
 }
 template <class F>
-__global__ void __launch_bounds__(BLOCK) blocks_kernel(F f) {
+__global__ void __launch_bounds__(BLOCK, F::RESIDENT) blocks_kernel(F f) {
   __shared__ typename F::Shared shared;
   f.run(Block{}, shared, blockIdx.x);
 }

@@ -58,19 +58,41 @@ GW_DEVICE Vec3<float> view_direction(const Pose<float> &pose, const Vec3<float> 
   return scaled(d, inverse_length);
 }
 
+// Four neighbours in a row of `length` coefficients: one access where all rows are so aligned (`wide`).
+struct alignas(16) Four {
+  float v[4];
+};
+GW_DEVICE Four load_four(const float *row, int at, int length, bool wide) {
+  if (wide) return *reinterpret_cast<const Four *>(row + at);
+  Four four = {};
+  for (int j = 0; j < 4; j++)
+    if (at + j < length) four.v[j] = row[at + j];
+  return four;
+}
+GW_DEVICE void store_four(float *row, int at, int length, bool wide, const Four &four) {
+  if (wide) {
+    *reinterpret_cast<Four *>(row + at) = four;
+    return;
+  }
+  for (int j = 0; j < 4; j++)
+    if (at + j < length) row[at + j] = four.v[j];
+}
+
 // The colour at `direction`; false if a coefficient is not sound.
-GW_DEVICE bool shade(const gw_scene &scene, int64_t n, const Vec3<float> &direction, float rgb[3]) {
-  const float *sh = scene.sh + 3 * n * scene.sh_count;
+GW_DEVICE bool shade(const Call &call, int64_t n, const Vec3<float> &direction, float rgb[3]) {
+  const int length = 3 * call.scene.sh_count;
+  const float *sh = call.scene.sh + n * length;
   float basis[16];
-  sh_basis(direction, scene.sh_count, basis);
+  sh_basis(direction, call.scene.sh_count, basis);
   bool good = true;
   for (int c = 0; c < 3; c++) rgb[c] = 0.5f;
-  GW_UNROLL for (int k = 0; k < 16; k++) {
-    if (k >= scene.sh_count) continue;
-    for (int c = 0; c < 3; c++) {
-      const float value = sh[3 * k + c];
-      good = good && sound(value);
-      rgb[c] = fma_(basis[k], value, rgb[c]);
+  GW_UNROLL for (int at = 0; at < 48; at += 4) {
+    if (at >= length) continue;
+    const Four four = load_four(sh, at, length, call.wide_sh);
+    for (int j = 0; j < 4; j++) {
+      const int k = (at + j) / 3, c = (at + j) % 3;
+      good = good && sound(four.v[j]);
+      if (at + j < length) rgb[c] = fma_(basis[k], four.v[j], rgb[c]);
     }
   }
   for (int c = 0; c < 3; c++) rgb[c] = max_(rgb[c], 0.0f);
@@ -133,7 +155,7 @@ GW_DEVICE uint32_t make_splat(const Call &call, int view, int64_t n, Splat &s) {
   visit_tiles(call, s, [&](int, int first, int last) { tiles += static_cast<uint32_t>(last - first + 1); });
   if (!tiles) return 0;
   float rgb[3], inverse_length;
-  if (!shade(call.scene, n, view_direction(pose, p.centre, inverse_length), rgb)) return 0;
+  if (!shade(call, n, view_direction(pose, p.centre, inverse_length), rgb)) return 0;
   s.r = rgb[0], s.g = rgb[1], s.b = rgb[2], s.flow_x = 0.0f, s.flow_y = 0.0f, s.link = link;
   if (call.want_flow) flow_of(call, view, link, shape.mean, s);
   return tiles;

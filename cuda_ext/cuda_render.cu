@@ -35,6 +35,8 @@ bool fits(const gw_cuda_plan &plan) {
          (plan.scene.count == 0 || views <= MOST / plan.scene.count);
 }
 
+bool aligned(const float *data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
 Call call_of(const gw_cuda_plan &plan, int64_t pairs) {
   Call call = {};
   call.scene = plan.scene;
@@ -48,6 +50,7 @@ Call call_of(const gw_cuda_plan &plan, int64_t pairs) {
   call.pair_count = pairs;
   call.want_flow = plan.images.flow != nullptr;
   call.slotted = plan.tape && !plan.fast;
+  call.wide_sh = plan.scene.sh_count % 4 == 0 && aligned(plan.scene.sh);
   call.near_bits = float_bits(plan.views.near_plane);
   call.depth_bits = bit_width(float_bits(plan.views.far_plane) - call.near_bits);
   call.key_bits = call.depth_bits + bit_width(static_cast<uint64_t>(call.view_count) * call.tile_count);
@@ -229,6 +232,7 @@ GW_API int32_t gw_cuda_backward(const gw_cuda_plan *plan, int64_t pairs, void *s
   call.image_gradients = *image_gradients;
   call.gradients = *gradients;
   call.want_poses = wants_poses(*gradients);
+  call.wide_sh = call.wide_sh && aligned(gradients->sh);
   Machine machine(stream);
   carve_state(call, state);
   carve_lists(call, lists);

@@ -86,6 +86,47 @@ GW_API int32_t gw_backward(gw_context *context, const gw_scene *scene, const gw_
                            const gw_images *image_gradients, gw_tape *tape, const gw_gradients *gradients);
 GW_API void gw_tape_release(gw_context *context, gw_tape *tape);
 
+/* Training and video helpers. Workers are a thread pool and scratch memory like a context's; calls are serialised. */
+typedef struct gw_workers gw_workers;
+
+typedef struct gw_pictures {
+  int32_t count, height, width;
+  const float *image, *truth; /* [count,H,W,3] */
+  const float *mask;          /* [count,H,W] weights >= 0, or null */
+} gw_pictures;
+
+typedef struct gw_adam_tensor {
+  int64_t rows;
+  int32_t width;
+  float learning_rate;
+  float *values;          /* [rows,width], like the next three */
+  const float *gradients;
+  float *first, *second;  /* moments */
+} gw_adam_tensor;
+
+typedef struct gw_adam_options {
+  double beta1, beta2, eps;
+  int64_t step;           /* of this step, from 1 */
+  const uint8_t *visible; /* [rows]: only these rows, or null */
+  int32_t only_touched;   /* 1: only rows where the gradient of some tensor is not zero */
+  int32_t bias_correction;
+} gw_adam_options;
+
+GW_API gw_workers *gw_workers_create(int32_t threads, int32_t isa);
+GW_API void gw_workers_destroy(gw_workers *workers);
+
+/* *value = (1 - ssim_weight) mean |image - truth| + ssim_weight (1 - mean SSIM), over the mask's pixels; `gradient`
+ * [count,H,W,3], by the image, or null. */
+GW_API int32_t gw_l1_ssim(gw_workers *workers, const gw_pictures *pictures, float ssim_weight, float *gradient,
+                          double *value);
+
+/* One Adam step in place. With `visible` or `only_touched` all tensors have the same rows; other rows keep all they had. */
+GW_API int32_t gw_adam(gw_workers *workers, const gw_adam_tensor *tensors, int32_t count, const gw_adam_options *options);
+
+/* rgb [H,W,3] in 0..1 to I420, BT.709 limited range: H' W' bytes of luma, then H' W' / 4 of Cb and of Cr, where H' and W'
+ * are H and W rounded up to even numbers. */
+GW_API int32_t gw_yuv420(gw_workers *workers, const float *rgb, int32_t height, int32_t width, uint8_t *planes);
+
 #ifdef __cplusplus
 }
 #endif

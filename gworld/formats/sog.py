@@ -148,9 +148,11 @@ def _decode(meta: SogMeta, load: Load, source: str) -> SplatTable:
     terms = 0 if palette is None else palette.shape[1]
     check_memory(count * 4 * (14 + 3 * terms), f"reading the {count} Gaussians of `{source}`")
     table = empty_table(count, {0: 0, 3: 1, 8: 2, 15: 3}[terms])
-    sog_pack.unpack_means(pixels("means_l"), pixels("means_u"), meta.mins, meta.maxs, table.means)
-    sog_pack.unpack_quats(pixels("quats", 4), table.quats_wxyz, source)
-    scales, colors = pixels("scales"), pixels("sh0", 4)
+    roles = {"means_l": 3, "means_u": 3, "quats": 4, "scales": 3, "sh0": 4}
+    with ThreadPoolExecutor(2) as pool:  # WebP is decoded outside the interpreter's lock
+        low, high, quats, scales, colors = pool.map(pixels, roles, roles.values())
+    sog_pack.unpack_means(low, high, meta.mins, meta.maxs, table.means)
+    sog_pack.unpack_quats(quats, table.quats_wxyz, source)
     for channel in range(3):
         table.log_scales[:, channel] = meta.scales[scales[:, channel], channel]
         table.sh[:, 0, channel] = meta.colors[colors[:, channel], channel]
