@@ -108,7 +108,7 @@ typedef struct gw_adam_options {
   double beta1, beta2, eps;
   int64_t step;           /* of this step, from 1 */
   const uint8_t *visible; /* [rows]: only these rows, or null */
-  int32_t only_touched;   /* 1: only rows where the gradient of some tensor is not zero */
+  int32_t only_touched;   /* 1 (then `visible` is null): only rows where the gradient of some tensor is not zero */
   int32_t bias_correction;
 } gw_adam_options;
 

@@ -6,31 +6,89 @@
 namespace gw {
 namespace GW_ISA {
 
-// One Adam step of floats begin..end-1. Source: Kingma and Ba, "Adam", 2015, as torch.optim.Adam orders it.
+// The constants of a step in vectors, and the step of sixteen floats.
+// Source: Kingma and Ba, "Adam", 2015, in the order of torch.optim.Adam.
+struct AdamLanes {
+  vf beta1, rest1, beta2, rest2, eps, second_scale, step;
+  explicit AdamLanes(const AdamRates &r)
+      : beta1(r.beta1), rest1(r.rest1), beta2(r.beta2), rest2(r.rest2), eps(r.eps), second_scale(r.second_scale), step(r.step) {}
+
+  GW_INLINE void take(const gw_adam_tensor &tensor, int64_t at, int count, vm chosen) const {
+    const vf g = load_first_(tensor.gradients + at, count), value = load_first_(tensor.values + at, count);
+    const vf old_first = load_first_(tensor.first + at, count), old_second = load_first_(tensor.second + at, count);
+    const vf first = fma_(beta1, old_first, rest1 * g), second = fma_(beta2, old_second, rest2 * g * g);
+    const vf moved = fnma_(step, first / fma_(sqrt_(second), second_scale, eps), value);
+    store_first_(tensor.first + at, count, select_(chosen, first, old_first));
+    store_first_(tensor.second + at, count, select_(chosen, second, old_second));
+    store_first_(tensor.values + at, count, select_(chosen, moved, value));
+  }
+  GW_INLINE void take_range(const gw_adam_tensor &tensor, int64_t begin, int64_t end) const {
+    const vm all = mask_from_bits_(0xffffu);
+    int64_t at = begin;
+    for (; at + LANES <= end; at += LANES) take(tensor, at, LANES, all);
+    if (at < end) take(tensor, at, static_cast<int>(end - at), all);
+  }
+};
+
 inline void adam(const gw_adam_tensor &tensor, const AdamRates &rates, int64_t begin, int64_t end) {
-  const vf beta1(rates.beta1), rest1(rates.rest1), beta2(rates.beta2), rest2(rates.rest2);
-  const vf eps(rates.eps), second_scale(rates.second_scale), step(rates.step);
-  for (int64_t at = begin; at < end; at += LANES) {
-    const int count = lanes_left(end - at);
-    const vf g = load_first_(tensor.gradients + at, count);
-    const vf first = fma_(beta1, load_first_(tensor.first + at, count), rest1 * g);
-    const vf second = fma_(beta2, load_first_(tensor.second + at, count), rest2 * g * g);
-    const vf root = fma_(sqrt_(second), second_scale, eps);
-    store_first_(tensor.first + at, count, first);
-    store_first_(tensor.second + at, count, second);
-    store_first_(tensor.values + at, count, fnma_(step, first / root, load_first_(tensor.values + at, count)));
+  AdamLanes(rates).take_range(tensor, begin, end);
+}
+
+// Rows narrower than a vector: sixteen rows are `width` vectors, whose lanes look up the mark of their row.
+inline void adam_narrow(const gw_adam_tensor &tensor, const AdamLanes &lanes, const MarkedRows &rows) {
+  alignas(64) int32_t row_of[LANES * LANES];
+  for (int i = 0; i < LANES * tensor.width; i++) row_of[i] = i / tensor.width;
+  const int64_t begin = rows.begin * tensor.width, size = static_cast<int64_t>(rows.count) * tensor.width;
+  for (int group = 0; group < rows.count; group += LANES) {
+    const vf marks = load_(rows.marks + group);
+    for (int k = 0; k < tensor.width; k++) {
+      const int64_t at = static_cast<int64_t>(group) * tensor.width + LANES * k;
+      const vm chosen = lookup_(marks, row_of + LANES * k) > vf(0.0f);
+      if (any_(chosen)) lanes.take(tensor, begin + at, lanes_left(size - at), chosen);
+    }
   }
 }
 
-inline bool any_nonzero(const float *values, int64_t count) {
-  for (int64_t at = 0; at < count; at += LANES) {
-    const vf x = load_first_(values + at, lanes_left(count - at));
-    if (bits_((x >= vf(0.0f)) & (x <= vf(0.0f))) != 0xffffu) return true;
+GW_INLINE void prefetch_row(const gw_adam_tensor &tensor, int64_t row) {
+  for (int64_t at = row * tensor.width; at < (row + 1) * tensor.width; at += LANES) {
+    __builtin_prefetch(tensor.gradients + at);
+    __builtin_prefetch(tensor.values + at);
+    __builtin_prefetch(tensor.first + at);
+    __builtin_prefetch(tensor.second + at);
   }
-  return false;
 }
 
-inline const TrainKernels train_table = {loss_tile, adam, any_nonzero, yuv_rows};
+inline void adam_rows(const gw_adam_tensor &tensor, const AdamRates &rates, const MarkedRows &rows) {
+  constexpr int AHEAD = 4;
+  const AdamLanes lanes(rates);
+  if (tensor.width < LANES) return adam_narrow(tensor, lanes, rows);
+  for (int i = 0; i < rows.found; i++) {
+    if (i + AHEAD < rows.found) prefetch_row(tensor, rows.begin + rows.index[i + AHEAD]);
+    const int64_t first = (rows.begin + rows.index[i]) * tensor.width;
+    lanes.take_range(tensor, first, first + tensor.width);
+  }
+}
+
+GW_INLINE uint32_t nonzero_lanes(vf x) { return bits_((x >= vf(0.0f)) & (x <= vf(0.0f))) ^ 0xffffu; }  // NaN is not zero
+
+// Marks the rows of values [rows, width] that are not all zeros with 1.
+inline void mark_nonzero(const float *values, int64_t rows, int32_t width, float *marks) {
+  if (width < LANES) {
+    for (int64_t at = 0; at < rows * width; at += LANES)
+      for (uint32_t lanes = nonzero_lanes(load_first_(values + at, lanes_left(rows * width - at))); lanes; lanes &= lanes - 1)
+        marks[(at + __builtin_ctz(lanes)) / width] = 1.0f;
+    return;
+  }
+  for (int64_t row = 0; row < rows; row++) {
+    if (marks[row] > 0.0f) continue;
+    const float *from = values + row * width;
+    uint32_t lanes = nonzero_lanes(load_(from + width - LANES));
+    for (int32_t i = 0; i + LANES < width; i += LANES) lanes |= nonzero_lanes(load_(from + i));
+    if (lanes) marks[row] = 1.0f;
+  }
+}
+
+inline const TrainKernels train_table = {loss_tile, adam, adam_rows, mark_nonzero, yuv_rows};
 
 }  // namespace GW_ISA
 }  // namespace gw

@@ -10,8 +10,13 @@ GW_INLINE int lanes_left(int64_t count) { return count < LANES ? static_cast<int
 // The first `count` (1..16) lanes from memory, zeros in the others; nothing beyond them is touched.
 #if defined(GW_USE_AVX512)
 GW_INLINE __mmask16 first_lanes(int count) { return static_cast<__mmask16>(0xffffu >> (LANES - count)); }
-GW_INLINE vf load_first_(const float *p, int count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
-GW_INLINE void store_first_(float *p, int count, vf x) { _mm512_mask_storeu_ps(p, first_lanes(count), x.v); }
+GW_INLINE vf load_first_(const float *p, int count) {
+  return count == LANES ? load_(p) : vf(_mm512_maskz_loadu_ps(first_lanes(count), p));
+}
+GW_INLINE void store_first_(float *p, int count, vf x) {
+  if (count == LANES) return store_(p, x);
+  _mm512_mask_storeu_ps(p, first_lanes(count), x.v);
+}
 #else
 GW_INLINE vf load_first_(const float *p, int count) {
   if (count == LANES) return load_(p);
@@ -24,6 +29,24 @@ GW_INLINE void store_first_(float *p, int count, vf x) {
   float lane[LANES];
   store_(lane, x);
   for (int i = 0; i < count; i++) p[i] = lane[i];
+}
+#endif
+
+// Lane i of the answer is lane index[i] (0..15) of the table.
+#if defined(GW_USE_AVX512)
+GW_INLINE vf lookup_(vf table, const int32_t *index) { return _mm512_permutexvar_ps(_mm512_loadu_si512(index), table.v); }
+#elif defined(GW_USE_AVX2)
+GW_INLINE __m256 lookup_half(vf table, const int32_t *index) {
+  const __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(index));
+  const __m256 low = _mm256_permutevar8x32_ps(table.a, at), high = _mm256_permutevar8x32_ps(table.b, at);
+  return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+GW_INLINE vf lookup_(vf table, const int32_t *index) { return {lookup_half(table, index), lookup_half(table, index + 8)}; }
+#else
+GW_INLINE vf lookup_(vf table, const int32_t *index) {
+  vf found;
+  for (int i = 0; i < LANES; i++) found.v[i] = table.v[index[i]];
+  return found;
 }
 #endif
 

@@ -14,7 +14,6 @@ namespace gw {
 namespace {
 
 constexpr int64_t ADAM_CHUNK = 1 << 14;  // floats of one task
-constexpr int ROW_CHUNK = 512;           // rows of one task of the sparse step
 constexpr int YUV_PAIRS = 16;            // pairs of pixel rows of one task
 
 const TrainKernels &train_kernels_of(int32_t isa) {
@@ -97,6 +96,7 @@ bool valid(const gw_pictures &pictures) {
 
 bool valid(const gw_adam_tensor *tensors, int32_t count, const gw_adam_options &options) {
   if (options.step < 1 || options.only_touched < 0 || options.only_touched > 1) return false;
+  if (options.only_touched && options.visible) return false;
   for (int i = 0; i < count; i++) {
     const gw_adam_tensor &t = tensors[i];
     if (t.rows < 0 || t.width < 1 || t.rows > INT32_MAX / 2) return false;
@@ -123,24 +123,20 @@ void adam_dense(gw_workers &workers, const gw_adam_tensor &tensor, const AdamRat
   });
 }
 
-// Steps the rows of one chunk that count, neighbours together.
+// Steps the rows of one chunk that count.
 void adam_sparse(gw_workers &workers, const gw_adam_tensor *tensors, const std::vector<AdamRates> &rates,
                  const gw_adam_options &options, int chunk) {
-  const int64_t begin = static_cast<int64_t>(chunk) * ROW_CHUNK, end = std::min(tensors[0].rows, begin + ROW_CHUNK);
-  const auto counts = [&](int64_t row) {
-    if (options.visible && !options.visible[row]) return false;
-    if (!options.only_touched) return true;
-    for (size_t i = 0; i < rates.size(); i++)
-      if (workers.kernels.any_nonzero(tensors[i].gradients + row * tensors[i].width, tensors[i].width)) return true;
-    return false;
-  };
-  for (int64_t row = begin; row < end;) {
-    int64_t stop = row;
-    while (stop < end && counts(stop)) stop++;
-    for (size_t i = 0; i < rates.size() && stop > row; i++)
-      workers.kernels.adam(tensors[i], rates[i], row * tensors[i].width, stop * tensors[i].width);
-    row = stop + 1;
-  }
+  const int64_t begin = static_cast<int64_t>(chunk) * ROW_CHUNK;
+  const int count = static_cast<int>(std::min<int64_t>(tensors[0].rows - begin, ROW_CHUNK));
+  float marks[ROW_CHUNK] = {};
+  int32_t index[ROW_CHUNK];
+  for (size_t i = 0; i < rates.size() && options.only_touched; i++)
+    workers.kernels.mark_nonzero(tensors[i].gradients + begin * tensors[i].width, count, tensors[i].width, marks);
+  for (int i = 0; i < count && options.visible; i++) marks[i] = options.visible[begin + i] ? 1.0f : 0.0f;
+  MarkedRows rows = {begin, count, 0, marks, index};
+  for (int i = 0; i < count; i++)
+    if (marks[i] > 0.0f) index[rows.found++] = i;
+  for (size_t i = 0; i < rates.size() && rows.found; i++) workers.kernels.adam_rows(tensors[i], rates[i], rows);
 }
 
 void adam(gw_workers &workers, const gw_adam_tensor *tensors, int32_t count, const gw_adam_options &options) {

@@ -7,12 +7,12 @@
 
 namespace gw {
 
-constexpr int REACH = 5;       // pixels from the middle of the SSIM window to its border
-constexpr int LOSS_TILE = 128; // most pixels of a loss tile in either direction
-constexpr int MARGIN = 32;     // floats left and right of a tile's row; two windows reach 6 * REACH
+constexpr int REACH = 5;        // pixels from the middle of the SSIM window to its border
+constexpr int LOSS_TILE = 128;  // most pixels of a loss tile in either direction
+constexpr int MARGIN = 32;      // floats left and right of a tile's row; two windows reach 6 * REACH
 constexpr int LOSS_ROW = 3 * LOSS_TILE + 2 * MARGIN + 32;  // floats, with slack for whole vectors
-constexpr int RING = 20;       // rows kept while a tile is worked from top to bottom
-constexpr int BLUR_ROWS = 4;   // most rows blurred at once
+constexpr int RING = 20;        // rows kept while a tile is worked from top to bottom
+constexpr int BLUR_ROWS = 4;    // most rows blurred at once
 
 // One loss over pictures [count, height, width, 3]; tiles are numbered picture by picture, row by row.
 struct LossJob {
@@ -38,11 +38,21 @@ struct AdamRates {
   float beta1, rest1, beta2, rest2, eps, second_scale, step;  // rest = 1 - beta; second_scale and step correct the bias
 };
 
+constexpr int ROW_CHUNK = 512;  // rows that a sparse step handles as one task
+
+struct MarkedRows {
+  int64_t begin;         // first row of the chunk
+  int count, found;      // rows of the chunk, and those marked
+  const float *marks;    // [ROW_CHUNK] 1 or 0
+  const int32_t *index;  // [found] from `begin`
+};
+
 struct TrainKernels {
   LossSums (*loss_tile)(const LossJob &, LossScratch &, int tile);
   void (*adam)(const gw_adam_tensor &, const AdamRates &, int64_t begin, int64_t end);  // floats
-  bool (*any_nonzero)(const float *values, int64_t count);                              // NaN is not zero
-  void (*yuv_rows)(const float *rgb, int height, int width, uint8_t *planes, int pair); // two rows of pixels
+  void (*adam_rows)(const gw_adam_tensor &, const AdamRates &, const MarkedRows &);
+  void (*mark_nonzero)(const float *values, int64_t rows, int32_t width, float *marks);
+  void (*yuv_rows)(const float *rgb, int height, int width, uint8_t *planes, int pair);  // two rows of pixels
 };
 const TrainKernels &train_kernels_portable();
 const TrainKernels &train_kernels_avx2();

@@ -321,6 +321,8 @@ class _Render(torch.autograd.Function):
 
 
 def _dense(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.dtype == torch.float32 and tensor.device == device and tensor.is_contiguous():
+        return tensor  # the usual case: the calls below take microseconds, also when they change nothing
     return tensor.to(device=device, dtype=torch.float32).contiguous()
 
 
