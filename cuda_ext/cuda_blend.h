@@ -98,7 +98,7 @@ GW_DEVICE void write_pixel(const Call &call, const Pixel &p) {
 template <int WANT>
 struct BlendTile {
   Call call;
-  static constexpr int RESIDENT = WANT & (WANT_FLOW | WANT_LINK) ? 6 : 8;  // blocks that a multiprocessor is to hold at once
+  static constexpr int RESIDENT = WANT & (WANT_FLOW | WANT_LINK) ? 6 : FULL;  // blocks that a multiprocessor is to hold at once
   struct Shared {
     Splat splats[BLOCK];
   };

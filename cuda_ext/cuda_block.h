@@ -8,6 +8,13 @@
 namespace gw {
 namespace cuda {
 
+// Blocks that fill a multiprocessor: consumer GPUs hold 1536 threads, the others 2048.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int FULL = 6;
+#else
+constexpr int FULL = 8;
+#endif
+
 template <class T>
 struct PerThread {
   T value;

@@ -14,6 +14,8 @@
 namespace gw {
 namespace cuda {
 
+constexpr int FULL = 1;  // of no meaning here
+
 // Place t of `count` (a power of two) in the order of this run: t itself, or t turned by an odd step and an offset.
 inline uint32_t order_seed = 0;
 inline int in_order(int t, int count) {
