@@ -40,6 +40,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     yield from _against_reference(scene, given)
     yield from _worlds(scene, given)
     yield from _video(scene, given)
+    yield from _soak(scene, given)
 
 
 def _agreement(scene: Scene, usable: list[str]) -> Iterator[Row]:
@@ -145,6 +146,24 @@ def _video(scene: Scene, given: BenchInput) -> Iterator[Row]:
         encode = (time.perf_counter() - start) / frames
     yield Row("video encoding, 640x480", 1e3 * encode, "ms per frame", baseline=1e3 * seconds)
     yield at_most("video encoding / rendering", encode / seconds, "x", 0.3)
+
+
+def _soak(scene: Scene, given: BenchInput) -> Iterator[Row]:
+    """Many small renders and backward passes: memory must not creep."""
+    calls = 1_000 if given.quick else 100_000
+    part = replace(scene, gaussians=select_gaussians(scene.gaussians, torch.arange(0, len(scene.gaussians), 600)))
+    part = replace(part, cameras=resize_cameras(scene.cameras, 16, 12))
+    forward, both = _forward(part, FULL), _forward_backward(part)
+    for _ in range(200):
+        forward()
+        both()
+
+    def soak() -> None:
+        for call in range(calls):
+            both() if call % 10 == 0 else forward()
+
+    growth = peak_growth(soak)
+    yield at_most(f"memory growth over {calls:,} render calls", growth / 1e6, "MB", 4.0)
 
 
 def _draw(scene: Scene, outputs: tuple[str, ...], backend: str) -> torch.Tensor:
