@@ -67,8 +67,8 @@ void loss(gw_workers &workers, const gw_pictures &pictures, float ssim_weight, f
                        gradient,
                        pictures.height,
                        pictures.width,
-                       (pictures.width + LOSS_TILE - 1) / LOSS_TILE,
-                       (pictures.height + LOSS_TILE - 1) / LOSS_TILE,
+                       (pictures.width + LOSS_WIDTH - 1) / LOSS_WIDTH,
+                       (pictures.height + LOSS_HEIGHT - 1) / LOSS_HEIGHT,
                        static_cast<float>((1.0 - ssim_weight) * scale),
                        static_cast<float>(ssim_weight * scale)};
   const int tiles = pictures.count * job.tiles_x * job.tiles_y, threads = std::min(workers.pool.threads(), tiles);

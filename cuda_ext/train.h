@@ -8,9 +8,9 @@
 namespace gw {
 
 constexpr int REACH = 5;        // pixels from the middle of the SSIM window to its border
-constexpr int LOSS_TILE = 128;  // most pixels of a loss tile in either direction
+constexpr int LOSS_WIDTH = 256, LOSS_HEIGHT = 160;  // most pixels of a loss tile
 constexpr int MARGIN = 32;      // floats left and right of a tile's row; two windows reach 6 * REACH
-constexpr int LOSS_ROW = 3 * LOSS_TILE + 2 * MARGIN + 32;  // floats, with slack for whole vectors
+constexpr int LOSS_ROW = 3 * LOSS_WIDTH + 2 * MARGIN + 32;  // floats, with slack for whole vectors
 constexpr int RING = 20;        // rows kept while a tile is worked from top to bottom
 constexpr int BLUR_ROWS = 4;    // most rows blurred at once
 
