@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "cuda_call.h"
+#if defined(GW_EMULATED_THREADS)
+#include "cuda_emulated_threads.h"
+#endif
 
 namespace gw {
 namespace cuda {
@@ -23,6 +26,7 @@ inline int in_order(int t, int count) {
   return static_cast<int>((static_cast<uint32_t>(t) * (2 * order_seed + 1) + order_seed * 7) & static_cast<uint32_t>(count - 1));
 }
 
+#if !defined(GW_EMULATED_THREADS)
 template <class T>
 struct PerThread {
   T value[BLOCK];
@@ -60,6 +64,15 @@ struct Block {
   }
 };
 
+template <class F>
+void run_blocks(int64_t count, const F &f, typename F::Shared &shared) {
+  for (int64_t i = 0; i < count; i++) {
+    std::memset(static_cast<void *>(&shared), 0xff, sizeof shared);  // NaN: what is read must have been written
+    f.run(Block{}, shared, order_seed ? count - 1 - i : i);
+  }
+}
+#endif
+
 inline int first_bit(uint32_t bits) { return __builtin_ctz(bits); }
 inline int bit_count(uint32_t bits) { return __builtin_popcount(bits); }
 inline void add_atomically(float *to, float value) { *to += value; }
@@ -77,10 +90,7 @@ struct Machine {
   template <class F>
   void blocks(int64_t count, const F &f) {
     const auto shared = std::make_unique<typename F::Shared>();
-    for (int64_t i = 0; i < count; i++) {
-      std::memset(static_cast<void *>(shared.get()), 0xff, sizeof *shared);  // NaN: what is read must have been written
-      f.run(Block{}, *shared, order_seed ? count - 1 - i : i);
-    }
+    run_blocks(count, f, *shared);
   }
   template <class T>
   void zero(T *data, int64_t count) {
