@@ -95,8 +95,11 @@ __attribute__((noinline)) uint32_t blend_block(const Batch &batch, const Lattice
   const int count = batch.count[block];
   const Lattice here = pixel;
   vf running = load_(s.running[block]), kept = load_(s.kept[block]);
-  vf r = load_(s.r[block]), g = load_(s.g[block]), b = load_(s.b[block]), z = load_(s.z[block]);
-  vf flow_x = load_(s.flow_x[block]), flow_y = load_(s.flow_y[block]), best = load_(s.best[block]), link = load_(s.link[block]);
+  vf r, g, b, z, flow_x, flow_y, best, link;
+  if (RGB) r = load_(s.r[block]), g = load_(s.g[block]), b = load_(s.b[block]);
+  if (DEPTH) z = load_(s.z[block]);
+  if (FLOW) flow_x = load_(s.flow_x[block]), flow_y = load_(s.flow_y[block]);
+  if (LINK) best = load_(s.best[block]), link = load_(s.link[block]);
   bool alive = true;
   for (int k = 0; k < count; k++) {
     const Local &n = batch.local[list[k]];
@@ -138,21 +141,26 @@ __attribute__((noinline)) uint32_t blend_block(const Batch &batch, const Lattice
   return alive ? 1u << block : 0;
 }
 
-GW_INLINE void clear_tile(const ViewSetup &view, int left, int top, TileState &s, uint32_t &alive) {
+template <bool RGB, bool DEPTH, bool FLOW>
+GW_INLINE uint32_t clear_tile(const ViewSetup &view, int left, int top, TileState &s) {
   const int32_t nobody = -1;
   float nobody_bits;
   memcpy(&nobody_bits, &nobody, sizeof nobody);
-  alive = 0;
+  const vf zero(0.0f);
+  uint32_t alive = 0;
   for (int b = 0; b < BLOCKS; b++) {
     const uint32_t inside = pixels_inside(view, left + BLOCK * (b & 3), top + BLOCK * (b >> 2));
     if (inside) alive |= 1u << b;
     const vf one = zero_unless_(mask_from_bits_(inside), vf(1.0f));
     store_(s.running[b], one);
     store_(s.kept[b], one);
-    const vf zero(0.0f);
-    store_(s.r[b], zero), store_(s.g[b], zero), store_(s.b[b], zero), store_(s.z[b], zero);
-    store_(s.flow_x[b], zero), store_(s.flow_y[b], zero), store_(s.best[b], zero), store_(s.link[b], vf(nobody_bits));
+    if (RGB) store_(s.r[b], zero), store_(s.g[b], zero), store_(s.b[b], zero);
+    if (DEPTH) store_(s.z[b], zero);
+    if (FLOW) store_(s.flow_x[b], zero), store_(s.flow_y[b], zero);
+    store_(s.best[b], zero);
+    store_(s.link[b], vf(nobody_bits));
   }
+  return alive;
 }
 
 // Copies a block's rows of up to 4 pixels each into a picture.
@@ -184,7 +192,11 @@ inline void write_block(const ViewSetup &view, const ImageView &images, int left
     store_(out, alpha);
     put_block<1>(images.alpha, view, left, top, out);
   }
-  if (images.link_id) put_block<1>(reinterpret_cast<float *>(images.link_id), view, left, top, s.link[block]);
+  if (images.link_id) {
+    // A single link (0, all bits zero) leads wherever anything was blended.
+    if (view.link_count == 1) store_(s.link[block], select_(alpha > vf(0.0f), vf(0.0f), load_(s.link[block])));
+    put_block<1>(reinterpret_cast<float *>(images.link_id), view, left, top, s.link[block]);
+  }
   if (!images.depth && !images.flow) return;
   const vf scale = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
   if (images.depth) {
@@ -205,8 +217,7 @@ void raster_tile(const ViewSetup &view, const Frame &frame, const ImageView &ima
   const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
   TileState state;
   Batch batch;
-  uint32_t alive;
-  clear_tile(view, left, top, state, alive);
+  uint32_t alive = clear_tile<RGB, DEPTH, FLOW>(view, left, top, state);
   for (uint32_t at = 0; at < total && alive; at += BATCH) {
     const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
     load_batch(frame.records.data, list + at, count, left, top, alive, batch);
@@ -221,9 +232,10 @@ void raster_tile(const ViewSetup &view, const Frame &frame, const ImageView &ima
 
 template <bool RGB, bool DEPTH>
 inline void raster_tile_of(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {
-  if (images.flow && images.link_id) return raster_tile<RGB, DEPTH, true, true>(view, frame, images, tile);
+  const bool links = images.link_id && view.link_count > 1;
+  if (images.flow && links) return raster_tile<RGB, DEPTH, true, true>(view, frame, images, tile);
   if (images.flow) return raster_tile<RGB, DEPTH, true, false>(view, frame, images, tile);
-  if (images.link_id) return raster_tile<RGB, DEPTH, false, true>(view, frame, images, tile);
+  if (links) return raster_tile<RGB, DEPTH, false, true>(view, frame, images, tile);
   raster_tile<RGB, DEPTH, false, false>(view, frame, images, tile);
 }
 inline void raster_any_tile(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {

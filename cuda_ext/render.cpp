@@ -82,8 +82,8 @@ const double *backward_frame(const Kernels &kernels, const gw_scene &scene, cons
   scratch.pose_sums.reserve(PARTS * sums);
   GradientRow *rows = scratch.rows.data;
   pool.run(chunks, [&](int chunk) {
-    const uint64_t first = frame.chunk_slots[chunk];
-    std::memset(static_cast<void *>(rows + first), 0, sizeof *rows * (frame.chunk_slots[chunk + 1] - first));
+    const uint64_t first = frame.chunk_slots[chunk], last = frame.chunk_slots[chunk + 1];
+    if (last > first) std::memset(static_cast<void *>(rows + first), 0, sizeof *rows * (last - first));
   });
   pool.run(view.macros_x * view.macros_y, [&](int macro) {
     kernels.raster_backward(view, frame, pictures, image_gradients, rows, macro);
