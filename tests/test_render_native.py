@@ -125,7 +125,7 @@ def test_gradients_agree_with_the_reference(
         tails = {"rgb": (3,), "flow": (2,)}
         weights = {key: torch.randn((*sure.shape, *tails.get(key, ())), generator=generator) for key in DIFFERENTIABLE}
         expected = gradients_of(scene_to(scene, torch.float64), render_reference, weights, sure)
-        # A gradient that is zero by symmetry holds rounding only (moments are summed about a point up to 45 pixels away):
+        # A gradient that is zero by symmetry holds rounding only (moments about a point up to 45 pixels away):
         # it may reach 1e-5 of the scene's largest.
         floor = 1e-2 * max(float(value.norm()) for value in expected.values())
         for isa in isas if index % 5 == 0 else isas[-1:]:
