@@ -55,6 +55,7 @@ struct Block {
 GW_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 GW_DEVICE int bit_count(uint32_t bits) { return __popc(bits); }
 GW_DEVICE void add_atomically(float *to, float value) { atomicAdd(to, value); }
+GW_DEVICE uint32_t count_atomically(uint32_t *count) { return atomicAdd(count, 1u); }
 GW_DEVICE float exp2_pixel(float x) {  // relative error 2e-7
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

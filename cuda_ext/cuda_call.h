@@ -24,6 +24,7 @@ constexpr int BLOCK = 256;       // threads: a tile's pixels
 constexpr int WARP = 32;         // threads: a tile's 8 x 4 pixels
 constexpr int WARPS = BLOCK / WARP;
 constexpr int POSE_SUMS = 24;    // gradient by camera_from_link (rows, shift), then by the previous one
+constexpr int LONG = 64;         // pairs from which on a block, not a thread, adds up a splat's rows
 constexpr int64_t MOST = INT32_MAX - 2 * BLOCK;  // of views x Gaussians, of pairs, of views x tiles
 
 // A visible Gaussian in one view; 64 bytes. Names as in Ellipse and log2_alpha of splat.h.
@@ -42,7 +43,7 @@ struct Range {  // first <= place < last
 };
 
 // Gradient of a scalar by one splat: sums over pixels of EllipseSums, then by r, g, b, z, flow x, flow y.
-struct SplatRow {
+struct alignas(16) SplatRow {
   float sum[12];
 };
 
@@ -73,6 +74,7 @@ struct Call {
   uint64_t *keys_in, *keys;          // [pairs]
   uint32_t *payload, *owners;        // [pairs]
   SplatRow *rows;                    // [pairs] if slotted, else [splats]
+  uint32_t *long_count, *long_splats;  // [1], [pairs / LONG] splats with LONG pairs or more
   uint32_t *link_keys_in, *link_keys, *rank_in, *rank;  // [N] Gaussians in order of their links
   Range *link_ranges;                // [L] of rank
   float *pose_parts;                 // [views, pieces + L, POSE_SUMS]

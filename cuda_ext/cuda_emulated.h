@@ -76,6 +76,7 @@ void run_blocks(int64_t count, const F &f, typename F::Shared &shared) {
 inline int first_bit(uint32_t bits) { return __builtin_ctz(bits); }
 inline int bit_count(uint32_t bits) { return __builtin_popcount(bits); }
 inline void add_atomically(float *to, float value) { *to += value; }
+inline uint32_t count_atomically(uint32_t *count) { return (*count)++; }
 inline float exp2_pixel(float x) { return exp2f(x); }
 inline float divide_pixel(float a, float b) { return a / b; }
 

@@ -20,14 +20,49 @@ struct PoseBack {
   PoseGradient<float> now, before;
 };
 
-// The gradient by splat i: its own row, or the sum of its pairs' rows.
+GW_DEVICE bool is_long(const Call &call, int64_t i) { return call.offsets[i + 1] - call.offsets[i] >= LONG; }
+
+// The gradient by splat i: its own row, or the sum of its pairs' rows (which SumLongSplats leaves in the first).
 GW_DEVICE SplatRow row_of_splat(const Call &call, int64_t i) {
   if (!call.slotted) return call.rows[i];
   SplatRow total = {};
-  for (int64_t at = call.offsets[i]; at < call.offsets[i + 1]; at++)
+  const int64_t first = call.offsets[i], last = is_long(call, i) ? first + 1 : call.offsets[i + 1];
+  for (int64_t at = first; at < last; at++)
     for (int c = 0; c < 12; c++) total.sum[c] += call.rows[at].sum[c];
   return total;
 }
+
+// A large splat's rows are too many for one thread: such splats are listed (in any order) and each gets a block.
+struct ListLongSplats {
+  Call call;
+  GW_DEVICE void operator()(int64_t i) const {
+    if (is_long(call, i)) call.long_splats[count_atomically(call.long_count)] = static_cast<uint32_t>(i);
+  }
+};
+struct SumLongSplats {
+  Call call;
+  static constexpr int RESIDENT = 4, BLOCKS = 1024, GROUPS = 21;  // 21 x 12 threads
+  struct Shared {
+    float sums[GROUPS][12];
+  };
+  GW_DEVICE void run(const Block &block, Shared &shared, int64_t index) const {
+    for (uint32_t k = static_cast<uint32_t>(index); k < *call.long_count; k += BLOCKS) {
+      const int64_t splat = call.long_splats[k], first = call.offsets[splat], last = call.offsets[splat + 1];
+      block.each([&](int t) {
+        if (t >= 12 * GROUPS) return;
+        float sum = 0.0f;
+        for (int64_t at = first + t / 12; at < last; at += GROUPS) sum += call.rows[at].sum[t % 12];
+        shared.sums[t / 12][t % 12] = sum;
+      });
+      block.each([&](int t) {
+        if (t >= 12) return;
+        float sum = 0.0f;
+        for (int group = 0; group < GROUPS; group++) sum += shared.sums[group][t];
+        call.rows[first].sum[t] = sum;
+      });
+    }
+  }
+};
 
 // Adds the gradient by the coefficients to its row of gradients.sh; returns that by the (not normalised) direction.
 GW_DEVICE Vec3<float> shade_vjp(const Call &call, int64_t n, const Vec3<float> &direction, float inverse_length,

@@ -73,11 +73,16 @@ struct Machine {
   };
 };
 
+// Devices that the library has code for: compute capability 8.0 or newer.
 inline int32_t count_devices(int32_t &count) {
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
   cudaGetLastError();
-  count = error == cudaSuccess ? found : 0;
+  count = 0;
+  for (int device = 0; device < found && error == cudaSuccess; device++) {
+    int major = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 8) count++;
+  }
   return error == cudaSuccess ? GW_OK : GW_CUDA_ERROR + static_cast<int32_t>(error);
 }
 inline const char *error_text(int32_t status) { return cudaGetErrorString(static_cast<cudaError_t>(status - GW_CUDA_ERROR)); }

@@ -81,6 +81,8 @@ size_t carve_draw(Call &call, Machine &machine, void *memory) {
 size_t carve_backward(Call &call, Machine &machine, void *memory, bool poses) {
   Carver carver{static_cast<char *>(memory)};
   carver.take(call.rows, call.slotted ? call.pair_count : call.splat_count);
+  carver.take(call.long_count, 1);
+  carver.take(call.long_splats, call.slotted ? call.pair_count / LONG : 0);
   if (poses) {
     const int64_t links = call.scene.link_count, views = call.view_count;
     for (uint32_t **column : {&call.link_keys_in, &call.link_keys, &call.rank_in, &call.rank})
@@ -147,6 +149,11 @@ void backward(Machine &machine, Call &call) {
   machine.zero(call.rows, call.slotted ? call.pair_count : call.splat_count);
   if (call.image_gradients.depth || call.image_gradients.flow) machine.blocks(tiles, BlendTileBack<true>{call});
   else machine.blocks(tiles, BlendTileBack<false>{call});
+  if (call.slotted) {
+    machine.zero(call.long_count, 1);
+    machine.each(call.splat_count, ListLongSplats{call});
+    machine.blocks(SumLongSplats::BLOCKS, SumLongSplats{call});
+  }
   if (!call.want_poses) return machine.blocks(pieces_of(call), GaussiansBack<false>{call});
   sort_by_link(machine, call);
   machine.blocks(pieces_of(call), GaussiansBack<true>{call});

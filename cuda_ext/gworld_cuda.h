@@ -32,7 +32,7 @@ typedef struct gw_cuda_bytes {
   int64_t project, draw, backward;       /* scratch of one function */
 } gw_cuda_bytes;
 
-/* Number of devices; the status says why there is none. */
+/* Number of devices of compute capability 8.0 or newer; the status says why the driver finds none at all. */
 GW_API int32_t gw_cuda_device_count(int32_t *count);
 /* English for a status of this library; static memory. */
 GW_API const char *gw_cuda_error(int32_t status);

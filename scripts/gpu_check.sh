@@ -35,7 +35,7 @@ echo "== render tests on all backends"
 "$python" -m pytest tests/test_render_*.py -m "not gpu"
 
 if command -v compute-sanitizer >/dev/null; then
-  small="two_runs or crowded or many_parts or culled"
+  small="two_runs or crowd or many_parts or culled"
   for tool in memcheck racecheck synccheck; do
     echo "== compute-sanitizer $tool"
     # torch keeps freed memory; without its cache an access past a buffer's end is seen.

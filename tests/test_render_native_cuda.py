@@ -258,11 +258,26 @@ def test_only_what_is_asked_is_drawn_and_equal(renderer: Renderer) -> None:
             assert picture is None or torch.equal(picture, getattr(everything, name)), (name, outputs)
 
 
-def test_a_crowded_tile_takes_many_batches(renderer: Renderer) -> None:
+def crowd() -> tuple[Gaussians, Cameras]:
     """Two thousand faint Gaussians on one spot: every batch and group of the blending is used to its end."""
     heap = random_gaussians(5, 2000, size=0.05)
     heap = replace(heap, means=heap.means * 0.05 + torch.tensor([0.0, 0, 2]), opacity_logits=torch.full((2000,), -5.0))
-    camera, poses = front_camera(20, 20), torch.eye(4)[None, None]
+    return heap, front_camera(20, 20)
+
+
+def sheets() -> tuple[Gaussians, Cameras]:
+    """A few Gaussians that cover 130 tiles each, more than one thread adds up, among small ones."""
+    some = random_gaussians(6, 60, degree=1, size=0.02)
+    log_scales = some.log_scales.clone()
+    log_scales[:6] += 5.0
+    means = some.means + torch.tensor([0.0, 0, 2.5])
+    return replace(some, means=means, log_scales=log_scales), front_camera(200, 160, 150.0)
+
+
+@pytest.mark.parametrize("make", [crowd, sheets])
+def test_crowded_tiles_and_crowds_of_tiles(renderer: Renderer, make: Callable[[], tuple[Gaussians, Cameras]]) -> None:
+    heap, camera = make()
+    poses = torch.eye(4)[None, None]
     results = []
     for function in (renderer, render_reference):
         leaves = {name: getattr(heap, name).clone().requires_grad_() for name in NAMES}

@@ -63,7 +63,7 @@ def native_cuda_status() -> str | None:
     status = library.functions.gw_cuda_device_count(byref(count))
     if status == 0 and count.value > 0:
         return None
-    reason = _text(library, status) if status else "the driver lists none"
+    reason = _text(library, status) if status else "none of compute capability 8.0 or newer"
     return (
         f"the CUDA renderer finds no device ({reason}). Use a machine with an NVIDIA GPU and a driver of version 580 "
         "or newer, or backend native-cpu."
@@ -283,8 +283,8 @@ class _Request:
         }
         for code in (NO_KERNEL, OLD_DRIVER):
             reasons[code] = MissingBackendError(
-                f"the CUDA renderer cannot run on this GPU ({text}). Update its driver to version 580 or newer, "
-                "rebuild gworld on this machine, or use backend gsplat."
+                f"the CUDA renderer cannot run on this GPU ({text}). A driver of version 580 or newer and a build for "
+                "its compute capability are needed; rebuild gworld on this machine, or use backend gsplat."
             )
         raise reasons.get(status, GWorldError(f"the CUDA renderer failed: {text} (code {status})."))
 
