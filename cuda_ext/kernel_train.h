@@ -35,15 +35,23 @@ inline void adam(const gw_adam_tensor &tensor, const AdamRates &rates, int64_t b
 }
 
 // Rows narrower than a vector: sixteen rows are `width` vectors, whose lanes look up the mark of their row.
+struct NarrowRows {
+  alignas(64) int32_t row[LANES * LANES];
+  explicit NarrowRows(int32_t width) {
+    for (int i = 0; i < LANES; i++)
+      for (int32_t k = 0; k < width; k++) row[i * width + k] = i;
+  }
+  GW_INLINE vm marked(vf marks, int vector) const { return lookup_(marks, row + LANES * vector) > vf(0.0f); }
+};
+
 inline void adam_narrow(const gw_adam_tensor &tensor, const AdamLanes &lanes, const MarkedRows &rows) {
-  alignas(64) int32_t row_of[LANES * LANES];
-  for (int i = 0; i < LANES * tensor.width; i++) row_of[i] = i / tensor.width;
+  const NarrowRows narrow(tensor.width);
   const int64_t begin = rows.begin * tensor.width, size = static_cast<int64_t>(rows.count) * tensor.width;
   for (int group = 0; group < rows.count; group += LANES) {
     const vf marks = load_(rows.marks + group);
     for (int k = 0; k < tensor.width; k++) {
       const int64_t at = static_cast<int64_t>(group) * tensor.width + LANES * k;
-      const vm chosen = lookup_(marks, row_of + LANES * k) > vf(0.0f);
+      const vm chosen = narrow.marked(marks, k);
       if (any_(chosen)) lanes.take(tensor, begin + at, lanes_left(size - at), chosen);
     }
   }
@@ -59,7 +67,7 @@ GW_INLINE void prefetch_row(const gw_adam_tensor &tensor, int64_t row) {
 }
 
 inline void adam_rows(const gw_adam_tensor &tensor, const AdamRates &rates, const MarkedRows &rows) {
-  constexpr int AHEAD = 4;
+  constexpr int AHEAD = 10;  // rows whose memory is asked for early
   const AdamLanes lanes(rates);
   if (tensor.width < LANES) return adam_narrow(tensor, lanes, rows);
   for (int i = 0; i < rows.found; i++) {
@@ -71,14 +79,21 @@ inline void adam_rows(const gw_adam_tensor &tensor, const AdamRates &rates, cons
 
 GW_INLINE uint32_t nonzero_lanes(vf x) { return bits_((x >= vf(0.0f)) & (x <= vf(0.0f))) ^ 0xffffu; }  // NaN is not zero
 
-// Marks the rows of values [rows, width] that are not all zeros with 1.
+inline void mark_narrow(const float *values, int64_t rows, int32_t width, float *marks) {
+  const NarrowRows narrow(width);
+  for (int64_t group = 0; group < rows; group += LANES)
+    for (int k = 0; k < width && group * width + LANES * k < rows * width; k++) {
+      const int64_t at = group * width + LANES * k;
+      const uint32_t known = bits_(narrow.marked(load_(marks + group), k));
+      const uint32_t new_ones = nonzero_lanes(load_first_(values + at, lanes_left(rows * width - at))) & ~known;
+      for (uint32_t lanes = new_ones; lanes; lanes &= lanes - 1)
+        marks[group + narrow.row[LANES * k + __builtin_ctz(lanes)]] = 1.0f;
+    }
+}
+
+// Marks the rows of values [rows, width] that are not all zeros with 1; marks [ROW_CHUNK].
 inline void mark_nonzero(const float *values, int64_t rows, int32_t width, float *marks) {
-  if (width < LANES) {
-    for (int64_t at = 0; at < rows * width; at += LANES)
-      for (uint32_t lanes = nonzero_lanes(load_first_(values + at, lanes_left(rows * width - at))); lanes; lanes &= lanes - 1)
-        marks[(at + __builtin_ctz(lanes)) / width] = 1.0f;
-    return;
-  }
+  if (width < LANES) return mark_narrow(values, rows, width, marks);
   for (int64_t row = 0; row < rows; row++) {
     if (marks[row] > 0.0f) continue;
     const float *from = values + row * width;

@@ -130,8 +130,10 @@ void adam_sparse(gw_workers &workers, const gw_adam_tensor *tensors, const std::
   const int count = static_cast<int>(std::min<int64_t>(tensors[0].rows - begin, ROW_CHUNK));
   float marks[ROW_CHUNK] = {};
   int32_t index[ROW_CHUNK];
-  for (size_t i = 0; i < rates.size() && options.only_touched; i++)
-    workers.kernels.mark_nonzero(tensors[i].gradients + begin * tensors[i].width, count, tensors[i].width, marks);
+  for (const bool wide : {true, false})  // wide rows are quickly looked through, and spare most of the others
+    for (size_t i = 0; i < rates.size() && options.only_touched; i++)
+      if (wide == (tensors[i].width >= 16))
+        workers.kernels.mark_nonzero(tensors[i].gradients + begin * tensors[i].width, count, tensors[i].width, marks);
   for (int i = 0; i < count && options.visible; i++) marks[i] = options.visible[begin + i] ? 1.0f : 0.0f;
   MarkedRows rows = {begin, count, 0, marks, index};
   for (int i = 0; i < count; i++)
