@@ -40,14 +40,19 @@ class Checkpoint:
 
 
 def save_checkpoint(run: str | Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
-    """Write `run/checkpoints/step-N` and remove all but the newest `keep` valid ones; returns the new folder."""
+    """Write `run/checkpoints/step-N` and return it; only the newest `keep` are left.
+
+    Later steps, which a run that went back to an earlier checkpoint has given up, are removed.
+    """
     folder = Path(run) / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(folder)
     target = folder / f"step-{checkpoint.step}"
-    with atomic_folder(target, overwrite=True) as temporary:
+    with atomic_folder(target, own=("*.safetensors", "manifest.json"), overwrite=True) as temporary:
         write_bundle(temporary, checkpoint)
-    for old in _steps(folder)[:-keep] if keep > 0 else []:
+    past = [step for step in _steps(folder) if step <= checkpoint.step]
+    kept = past[-max(1, keep) :]
+    for old in set(_steps(folder)) - set(kept):
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
 
@@ -117,8 +122,9 @@ def flatten_state(state: Mapping[Any, Any] | list[Any], prefix: str = "") -> tup
 
     def walk(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = value
-            return {"tensor": path}
+            name = f"{path}#{len(tensors)}"  # numbered, for two paths may read alike
+            tensors[name] = value
+            return {"tensor": name}
         if isinstance(value, Mapping):
             return {"map": [[key, walk(item, f"{path}.{key}")] for key, item in value.items()]}
         if isinstance(value, list | tuple):

@@ -7,17 +7,25 @@ Nothing here trusts a file: names from archives and manifests go through `safe_j
 from __future__ import annotations
 
 import contextlib
+import errno
+import fnmatch
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from gworld.errors import InputError, ResourceError, UsageError
 
 MAX_JSON_BYTES = 256 << 20
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)$")
+_CGROUP = Path("/sys/fs/cgroup")
+_UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -28,10 +36,10 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises `ResourceError` when the disk is full and `UsageError` when the folder cannot be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _neighbour(target, "tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, mode) as stream:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -45,14 +53,16 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, own: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well; half-written folders never appear.
 
-    Raises `UsageError` when `path` exists and `overwrite` is False.
+    `own` are the name patterns of what the caller writes. Raises `UsageError` when `path` exists and `overwrite` is
+    False, and always when it holds anything that matches none of them: nobody's photos are replaced by ours.
     """
     target = Path(path)
     refuse_existing(target, overwrite=overwrite)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    _refuse_foreign(target, own)
+    temporary = _neighbour(target, "tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -68,24 +78,39 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; an old `target` is moved aside first and removed last."""
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+    """Rename `source` to `target`; an old `target` is moved aside first, removed last, and put back on failure."""
+    aside = _neighbour(target, "old")
     if target.is_dir() and not target.is_symlink():
         target.replace(aside)
     elif target.exists():
         target.unlink()
-    source.replace(target)
+    try:
+        source.replace(target)
+    except OSError:
+        if aside.exists():
+            aside.replace(target)
+        raise
     _sync_folder(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep_temporaries(folder: str | Path) -> int:
-    """Remove what killed writers left in `folder` and return how many entries went."""
+    """Remove what killed writers left in `folder` and return how many entries went.
+
+    A folder that was moved aside and not yet replaced when its writer died is put back.
+    """
     count = 0
     for entry in Path(folder).iterdir():
-        if entry.name.startswith(".") and entry.name.endswith((".tmp", ".old")):
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-            count += 1
+        found = _TEMPORARY.match(entry.name)
+        if found is None:
+            continue
+        if found["kind"] == "old" and not (home := entry.with_name(found["name"])).exists():
+            entry.replace(home)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        count += 1
     return count
 
 
@@ -120,7 +145,11 @@ def existing_file(path: str | Path) -> Path:
 
 def refuse_existing(path: str | Path, *, overwrite: bool) -> None:
     """Raise `UsageError` when `path` exists and may not be replaced."""
-    if not overwrite and (Path(path).exists() or Path(path).is_symlink()):
+    try:
+        present = Path(path).exists() or Path(path).is_symlink()
+    except OSError as error:
+        raise UsageError(f"`{path}` cannot be looked at: {error.strerror}. Choose another path.") from error
+    if present and not overwrite:
         raise UsageError(f"`{path}` exists already. Choose another name or add `--overwrite`.")
 
 
@@ -148,9 +177,13 @@ def available_memory() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             fields = dict(line.split(":", 1) for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        free = int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError, IndexError):
         return None
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one ("max" is none)
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, max(0, limit - used))
+    return free
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -194,6 +227,8 @@ def folder_lock(folder: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UsageError(f"`{folder}` cannot be locked: {error.strerror}. Choose another disk.") from error
             stream.seek(0)
             owner = stream.read(32).strip() or "unknown"
             raise UsageError(
@@ -219,11 +254,26 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _explain(error: OSError, target: Path) -> Exception:
-    import errno
+def _neighbour(target: Path, kind: str) -> Path:
+    """A hidden name beside `target` that `sweep_temporaries` knows; long names are cut, for files end at 255 bytes."""
+    name = target.name if len(target.name.encode()) < 235 else target.name[:50]
+    return target.with_name(f".{name}.{uuid.uuid4().hex[:8]}.{kind}")
 
+
+def _refuse_foreign(target: Path, own: Sequence[str]) -> None:
+    if not target.is_dir():
+        return
+    for entry in target.iterdir():
+        if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in own):
+            raise UsageError(
+                f"`{target}` holds `{entry.name}`, which gworld did not write there; it is not replaced. "
+                "Choose another folder."
+            )
+
+
+def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"the disk is full while writing `{target}`. Free some space, or choose another folder.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT):
+    if error.errno in _UNWRITABLE:
         return UsageError(f"`{target}` cannot be written: {error.strerror}. Choose another path.")
     return error

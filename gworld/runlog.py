@@ -36,10 +36,11 @@ class RunLog:
 
     `event` appends a line to `log.jsonl`, `metrics` a row to `metrics.csv`; both are with the system when the call
     returns, and a line that a kill cut short is dropped when the run is opened again. Rows from `resume_step` on are
-    dropped too, so that a resumed run has every step once. Raises `UsageError` when another process holds the folder.
+    dropped too, so that a resumed run has every step once; None keeps all. Raises `UsageError` when another process
+    holds the folder.
     """
 
-    def __init__(self, folder: str | Path, *, resume_step: int = 0, sinks: Iterable[SinkName] = ()) -> None:
+    def __init__(self, folder: str | Path, *, resume_step: int | None = None, sinks: Iterable[SinkName] = ()) -> None:
         self.folder = Path(folder)
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(folder_lock(self.folder))
@@ -58,13 +59,14 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in self._sinks:
-            sink.close()
-        self._stack.close()
+        with self._stack:
+            for sink in self._sinks:
+                sink.close()
 
     def event(self, name: str, **fields: Any) -> None:
-        """Append `{"time": .., "event": name, ..}` to `log.jsonl`."""
-        self._log.write(json.dumps({"time": round(time.time(), 3), "event": name, **fields}, allow_nan=False) + "\n")
+        """Append `{"time": .., "event": name, ..}` to `log.jsonl`; numbers that are not finite become null."""
+        plain = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()}
+        self._log.write(json.dumps({"time": round(time.time(), 3), "event": name, **plain}, allow_nan=False) + "\n")
         self._log.flush()
 
     def metrics(self, step: int, **values: float) -> None:

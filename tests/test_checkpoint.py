@@ -84,3 +84,17 @@ def test_generators_and_optimiser_go_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert c.latest_checkpoint(tmp_path) is None
+
+
+def test_going_back_drops_the_abandoned_future_and_keeps_what_was_written(tmp_path: Path) -> None:
+    for step in (200, 300, 400):
+        c.save_checkpoint(tmp_path, sample(step))
+    written = c.save_checkpoint(tmp_path, sample(250), keep=2)
+    assert written.is_dir() and c.latest_checkpoint(tmp_path) == written
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-200", "step-250"]
+
+
+def test_names_that_read_alike_stay_apart() -> None:
+    state = {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}}
+    tensors, skeleton = c.flatten_state(state)
+    assert c.unflatten_state(tensors, skeleton) == state

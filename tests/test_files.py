@@ -31,17 +31,24 @@ def test_atomic_write_replaces_only_when_complete(tmp_path: Path) -> None:
 
 def test_atomic_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt), files.atomic_folder(target) as folder:
+    with pytest.raises(KeyboardInterrupt), files.atomic_folder(target, own=("x", "y")) as folder:
         (folder / "x").write_text("1")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    with files.atomic_folder(target) as folder:
+    with files.atomic_folder(target, own=("x", "y")) as folder:
         (folder / "x").write_text("1")
-    with pytest.raises(UsageError, match="exists already"), files.atomic_folder(target):
+    with pytest.raises(UsageError, match="exists already"), files.atomic_folder(target, own=("x", "y")):
         pass
-    with files.atomic_folder(target, overwrite=True) as folder:
+    with files.atomic_folder(target, own=("x", "y"), overwrite=True) as folder:
         (folder / "y").write_text("2")
     assert [p.name for p in target.iterdir()] == ["y"]
+    (target / "photo.jpg").write_text("mine")
+    with (
+        pytest.raises(UsageError, match=r"holds `photo\.jpg`"),
+        files.atomic_folder(target, own=("y",), overwrite=True),
+    ):
+        pass
+    assert (target / "photo.jpg").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -121,11 +128,21 @@ def test_run_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
 
 
 def test_temporaries_of_killed_writers_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".a.1234.tmp").write_text("x")
-    (tmp_path / ".b.1234.tmp").mkdir()
+    (tmp_path / ".a.12345678.tmp").write_text("x")
+    (tmp_path / ".b.12345678.tmp").mkdir()
+    (tmp_path / ".run.12345678.old").mkdir()  # moved aside, its successor never came
+    (tmp_path / ".kept.12345678.old").mkdir()
+    (tmp_path / "kept").mkdir()
     (tmp_path / "keep.tmp").write_text("x")
-    assert files.sweep_temporaries(tmp_path) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["keep.tmp"]
+    assert files.sweep_temporaries(tmp_path) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["keep.tmp", "kept", "run"]
+
+
+def test_long_names_are_written_or_refused_in_a_sentence(tmp_path: Path) -> None:
+    with files.atomic_write(tmp_path / ("n" * 252)) as stream:
+        stream.write(b"x")
+    with pytest.raises(UsageError, match="cannot be written"), files.atomic_write(tmp_path / ("n" * 300)):
+        pass
 
 
 def test_unwritable_place_is_a_usage_error(tmp_path: Path) -> None:

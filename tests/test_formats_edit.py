@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gworld.errors import InputError
+from gworld.errors import UsageError
 from gworld.formats import edit
 from gworld.formats.merge import covariances, merge_pairs, morton_order
 from gworld.formats.table import SplatTable
@@ -22,9 +22,9 @@ def test_crops_keep_what_is_inside_and_other_links_whole() -> None:
     assert (cropped.links > 0).sum() == (table.links > 0).sum()
     ball = edit.crop_sphere(table, (0.5, 0, 0), 1.5)
     assert (np.linalg.norm(ball.means[ball.links == 0] - [0.5, 0, 0], axis=1) <= 1.5 + 1e-5).all()
-    with pytest.raises(InputError, match="is empty"):
+    with pytest.raises(UsageError, match="is empty"):
         edit.crop_box(table, (1, 1, 1), (0, 2, 2))
-    with pytest.raises(InputError, match="radius above 0"):
+    with pytest.raises(UsageError, match="radius above 0"):
         edit.crop_sphere(table, (0, 0, 0), 0.0)
 
 
@@ -95,5 +95,5 @@ def test_sh_degree_is_cut_and_padded() -> None:
     np.testing.assert_array_equal(low.sh, table.sh[:, :4])
     high = edit.with_sh_degree(low, 3)
     np.testing.assert_array_equal(high.sh[:, 4:], 0)
-    with pytest.raises(InputError, match="SH degree 4"):
+    with pytest.raises(UsageError, match="SH degree 4"):
         edit.with_sh_degree(table, 4)

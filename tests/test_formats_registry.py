@@ -12,6 +12,7 @@ import torch
 
 import gworld as gw
 from gworld.errors import InputError, UsageError
+from gworld.formats.axes import bake_links
 from gworld.formats.describe import describe
 from gworld.formats.registry import detect_format, format_for, read_table, write_table
 from tests.tables import random_table
@@ -98,7 +99,7 @@ def test_describe_agrees_with_numpy(tmp_path: Path) -> None:
     write_table(table, tmp_path / "a.ply")
     facts = describe(tmp_path / "a.ply")
     assert facts["count"] == 5000 and facts["sh_degree"] == 3 and sum(facts["links"].values()) == 5000
-    np.testing.assert_allclose(facts["bounds"]["low"], table.means.min(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(facts["bounds"]["low"], bake_links(table).means.min(axis=0), rtol=1e-4)
     opacity = 1 / (1 + np.exp(-table.opacity_logits))
     assert facts["opacity"]["p50"] == pytest.approx(np.median(opacity), rel=1e-3)
     assert facts["nearly_transparent"] == int((opacity < 1 / 255).sum())

@@ -20,6 +20,9 @@ def test_metrics_and_events_survive_and_resume(tmp_path: Path) -> None:
         log.metrics(5, loss=float("nan"), psnr=20.0)
     with open(tmp_path / "log.jsonl", "a") as stream:
         stream.write('{"event": "to')  # a kill cut this line short
+    with RunLog(tmp_path):
+        pass  # looking at a run changes nothing
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 7
     with RunLog(tmp_path, resume_step=3) as log:
         log.metrics(3, loss=9.0, psnr=21.0)
         log.event("resume")

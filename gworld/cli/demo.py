@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from gworld.cli.options import print_json, say
 from gworld.cli.panels import draw_panels
 from gworld.cli.scenes import place_world, render_frames
 from gworld.data.toys import poses_of, tabletop_world, waving_rollout
+from gworld.errors import UsageError
 from gworld.files import atomic_folder
 from gworld.formats.convert import table_from_gaussians
 from gworld.formats.gltf_write import write_gltf
@@ -42,8 +44,10 @@ class Options:
 
 def run(options: Options) -> None:
     """Make the tour; raises `UsageError` when the folder exists and may not be replaced."""
+    if not 0.1 <= options.seconds <= 600:
+        raise UsageError(f"`--seconds {options.seconds}` is out of range; 0.1 to 600 can be rendered.")
     start = time.monotonic()
-    with atomic_folder(options.out, overwrite=options.overwrite) as folder:
+    with atomic_folder(options.out, own=(*FORMATS, "world", "demo.mp4"), overwrite=options.overwrite) as folder:
         facts = _tour(folder, options.seconds)
     facts["seconds"] = round(time.monotonic() - start, 2)
     facts["out"] = str(options.out)
@@ -52,9 +56,8 @@ def run(options: Options) -> None:
         return
     say(f"made {options.out}: world/, {len(FORMATS)} splat files, demo.mp4 ({facts['frames']} frames)")
     say(f"rendered {facts['render_fps']:.1f} frames per second at 640x480, everything in {facts['seconds']:.1f} s")
-    say(
-        f"next: gworld info {options.out}/world --thumbnail world.png; gworld render {options.out}/world --path cameras"
-    )
+    world = shlex.quote(f"{options.out}/world")
+    say(f"next: gworld info {world} --thumbnail world.png; gworld render {world} --path cameras")
 
 
 def _tour(folder: Path, seconds: float) -> dict[str, object]:

@@ -10,6 +10,7 @@ import tyro
 
 from gworld.cli.options import print_json, say
 from gworld.formats.describe import describe
+from gworld.formats.table import Axes
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Options:
 
     path: Annotated[Path, tyro.conf.Positional]
     """A splat file (ply, compressed.ply, spz, sog, splat, glb), a world, a COLMAP folder or transforms.json."""
+    source_axes: Axes | None = None
+    """How the file's numbers are meant for the thumbnail, where the file does not say: RDF, RUB or RFU."""
     thumbnail: Path | None = None
     """Also render a picture of it to this PNG."""
     size: int = 480
@@ -32,7 +35,7 @@ def run(options: Options) -> None:
     if options.thumbnail is not None:
         from gworld.cli.thumbnail import draw_thumbnail
 
-        draw_thumbnail(options.path, options.thumbnail, options.size)
+        draw_thumbnail(options.path, options.thumbnail, options.size, options.source_axes)
         facts["thumbnail"] = str(options.thumbnail)
     if options.json:
         print_json(facts)

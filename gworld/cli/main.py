@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -29,21 +33,42 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, as `help_text` lists them."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except GWorldError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; what was finished is kept.", INTERRUPTED)
+        return _fail("interrupted; no half-written file is left.", INTERRUPTED)
     except MemoryError:
         return _fail("memory ran out. Use a smaller input, or close other programs.", 5)
     except BrokenPipeError:
         # The reader of our output went away (`gworld info | head`); silence the flush at exit too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _discard_stdout()
+        what = f"`{error.filename}`" if error.filename else "the output"
+        return _fail(f"{what} cannot be used: {error.strerror}.", 5 if full else 3)
     except Exception as error:  # the one broad except: whatever gets here is a bug of ours
         traceback.print_exc()
         return _fail(f"a bug in gworld {__version__}: {type(error).__name__}. Please report the lines above.", 1)
+
+
+def _terminate(*_: object) -> None:
+    """On SIGTERM leave by an exception, so that temporary files are removed on the way out."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _discard_stdout() -> None:
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

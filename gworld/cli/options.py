@@ -18,6 +18,7 @@ from gworld.config import config_from, read_recipe
 from gworld.errors import UsageError
 
 T = TypeVar("T")
+MARKS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def parse_options(kind: type[T], arguments: Sequence[str], name: str, about: str) -> T:
@@ -35,8 +36,8 @@ def parse_options(kind: type[T], arguments: Sequence[str], name: str, about: str
                 args=rest,
                 default=default,
                 prog=f"gworld {name}",
-                description=about,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                description=f"{about} Takes --config RECIPE.yaml too; flags override it.",
+                config=MARKS,
             )
             return cast(T, parsed)
     except SystemExit as stop:
@@ -49,14 +50,14 @@ def completion_script(kinds: dict[str, Any], shell: str) -> str:
     """A completion script for the whole command line."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        tyro.extras.subcommand_cli_from_dict(kinds, prog="gworld", args=["--tyro-print-completion", shell])
+        arguments = ["--tyro-print-completion", shell]
+        tyro.extras.subcommand_cli_from_dict(kinds, prog="gworld", args=arguments, config=MARKS)
     return out.getvalue()
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object for machines on stdout."""
-    json.dump(value, sys.stdout, indent=2, allow_nan=False, default=str)
-    print()
+    print(json.dumps(value, indent=2, allow_nan=False, default=str))
 
 
 def say(text: str = "") -> None:
@@ -65,6 +66,8 @@ def say(text: str = "") -> None:
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
+    if sum(word == "--config" or word.startswith("--config=") for word in arguments) > 1:
+        raise UsageError("`--config` was given twice; one recipe is read.")
     for index, word in enumerate(arguments):
         if word == "--config":
             if index + 1 == len(arguments):
@@ -96,8 +99,10 @@ def _first_fact(text: str) -> str:
     lines = lines[1:] if lines and not lines[0].strip("─-") else lines
     rules = [index for index, line in enumerate(lines) if not line.strip("─-")]
     fact = " ".join(lines[: rules[0] if rules else None]) or "the options could not be read"
-    fact = re.sub(r"^Missing from gworld \w+: (\S+) .*", r"\1 is missing", fact)
-    sentence = fact if fact.startswith("PATH") else fact[0].lower() + fact[1:]
+    fact = re.sub(r"^Missing from gworld \w+: ([A-Z]+) .*", r"\1 is missing", fact)
+    fact = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", fact)
+    fact = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", fact)
+    sentence = fact if fact.split()[0].isupper() else fact[0].lower() + fact[1:]
     sentence = sentence if sentence.endswith((".", "?", "!")) else sentence + "."
     if "Perhaps you meant:" in lines:
         sentence += f" Did you mean `{lines[lines.index('Perhaps you meant:') + 1].split()[0]}`?"

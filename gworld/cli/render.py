@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from gworld.cli.scenes import load_scene, place_world, render_frames, world_mean
 from gworld.errors import InputError, UsageError
 from gworld.files import refuse_existing
 from gworld.formats.registry import read_views
+from gworld.formats.table import Axes
 from gworld.render.api import BackendName, RenderOptions
 from gworld.render.paths import bulk, orbit, path_cameras, read_camera_path, spline
 from gworld.render.select import choose_backend
@@ -26,6 +28,7 @@ from gworld.scene.cameras import Cameras, resize_cameras
 from gworld.scene.views import cameras_of
 from gworld.scene.world import World
 
+MAX_VIDEO, MAX_PICTURE = 8192, 16384  # pixels a side: what H.264 players take; what PNG readers take
 Panel = Literal["rgb", "depth", "alpha", "link_id", "flow"]
 
 
@@ -35,6 +38,8 @@ class Options:
 
     source: Annotated[Path, tyro.conf.Positional]
     """A world folder or any splat file."""
+    source_axes: Axes | None = None
+    """How the source's numbers are meant, where the file does not say (y down by habit): RDF, RUB or RFU."""
     out: Path = Path("render.mp4")
     """An .mp4 file, or a folder for a PNG sequence."""
     path: str = "orbit"
@@ -69,15 +74,9 @@ def run(options: Options) -> None:
 
     Raises `UsageError` for an output that exists and `InputError` for a source or path that cannot be read.
     """
-    refuse_existing(options.out, overwrite=options.overwrite)
-    if not options.outputs:
-        raise UsageError("`--outputs` is empty; name at least one of rgb, depth, alpha, link_id, flow.")
-    if not (0 < options.seconds <= 3600 and 0 < options.fps <= 1000):
-        raise UsageError(f"{options.seconds} s at {options.fps} fps cannot be rendered; up to 3600 s and 1000 fps can.")
-    if not (1 <= options.width <= 16384 and 1 <= options.height <= 16384):
-        raise UsageError(f"a size of {options.width} x {options.height} cannot be rendered; 1 to 16384 pixels can.")
+    _check(options)
     # A path file is in the frame of the file it was made for, so only gworld's own paths turn the scene upright.
-    world = load_scene(options.source, upright=options.path in ("orbit", "cameras"))
+    world = load_scene(options.source, options.source_axes, upright=options.path in ("orbit", "cameras"))
     cameras, fps = choose_path(world, options)
     world = place_world(world, options.backend)
     backend = choose_backend(world.gaussians, options.outputs, options.backend)
@@ -99,7 +98,24 @@ def run(options: Options) -> None:
         return
     say(f"rendered {count} frames of {len(world.gaussians):,} Gaussians to {options.out}")
     say(f"{count / seconds:.1f} frames per second with encoding, by {backend}")
-    say(f"next: watch it, or try `gworld render {options.source} --outputs rgb depth link_id`")
+    say(f"next: watch it, or try `gworld render {shlex.quote(str(options.source))} --outputs rgb depth link_id`")
+
+
+def _check(options: Options) -> None:
+    """Refuse what cannot be rendered before anything is loaded."""
+    refuse_existing(options.out, overwrite=options.overwrite)
+    if options.out.suffix.lower() not in (".mp4", ""):
+        raise UsageError(f"`--out {options.out}` is neither an .mp4 file nor a folder for PNGs.")
+    if not options.outputs:
+        raise UsageError("`--outputs` is empty; name at least one of rgb, depth, alpha, link_id, flow.")
+    if not (0 < options.seconds <= 3600 and 0 < options.fps <= 1000):
+        raise UsageError(f"{options.seconds} s at {options.fps} fps cannot be rendered; up to 3600 s and 1000 fps can.")
+    if not 1 <= options.fov <= 170:
+        raise UsageError(f"`--fov {options.fov}` cannot be rendered; 1 to 170 degrees can.")
+    wide = options.width * (len(options.outputs) if options.out.suffix else 1)
+    limit = MAX_VIDEO if options.out.suffix else MAX_PICTURE
+    if not (options.width >= 1 and wide <= limit and 1 <= options.height <= limit):
+        raise UsageError(f"a picture of {wide} x {options.height} pixels cannot be written; 1 to {limit} can.")
 
 
 def choose_path(world: World, options: Options) -> tuple[Cameras, float]:
@@ -114,15 +130,22 @@ def choose_path(world: World, options: Options) -> tuple[Cameras, float]:
     if options.path == "cameras":
         if world.cameras is None:
             raise InputError(f"`{options.source}` holds no cameras. Use `--path orbit` or a camera-path file.")
-        cameras = replace(world.cameras, distortion=None, names=())
+        _say_undistorted(world.cameras)
+        cameras = replace(world.cameras, distortion=None, model="pinhole", names=())
         own = _fit_width(cameras, options.width)
         return (spline(own, count, closed=True) if len(own) > 1 and not any(own.links) else own), options.fps
     target = Path(options.path)
     if target.is_dir() or target.name == "transforms.json":
         views = cameras_of(read_views(target))
+        _say_undistorted(views)
         return _fit_width(replace(views, distortion=None, model="pinhole", names=()), options.width), options.fps
     cameras, fps = read_camera_path(target)
     return _fit_width(cameras, options.width), fps
+
+
+def _say_undistorted(cameras: Cameras) -> None:
+    if cameras.model != "pinhole":
+        say(f"the cameras are {cameras.model}; they are rendered as pinhole cameras, without their distortion")
 
 
 def _fit_width(cameras: Cameras, width: int) -> Cameras:
@@ -140,6 +163,4 @@ def _write(world: World, cameras: Cameras, fps: float, options: Options) -> int:
 
     if options.out.suffix.lower() == ".mp4":
         return write_video(frames(), options.out, fps)
-    if options.out.suffix:
-        raise UsageError(f"`--out {options.out}` is neither an .mp4 file nor a folder for PNGs.")
     return write_pngs(frames(), options.out, overwrite=options.overwrite)

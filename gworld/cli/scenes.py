@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gworld.formats.axes import to_axes
 from gworld.formats.convert import gaussians_from_table
-from gworld.formats.registry import detect_format, read_table
+from gworld.formats.registry import detect_format, read_table, world_folder
+from gworld.formats.table import Axes
 from gworld.formats.world import load_world
 from gworld.geometry import transform_points
 from gworld.render.api import RenderOptions, RenderOutput
@@ -22,13 +23,14 @@ from gworld.scene.gaussians import gaussians_to
 from gworld.scene.world import World
 
 
-def load_scene(path: str | Path, *, upright: bool = True) -> World:
-    """Any splat file or world as a `World`; `upright` turns files of y-down habit to +Z up, for looking at them."""
+def load_scene(path: str | Path, axes: Axes | None = None, *, upright: bool = True) -> World:
+    """Any splat file or world as a `World`; `upright` turns files of y-down habit to +Z up, for looking at them.
+
+    `axes` says how the file's numbers are meant where the file does not.
+    """
     if detect_format(path) == "world":
-        target = Path(path)
-        inner = target / "world"
-        return load_world(inner if (inner / "world.json").is_file() else target.parent if target.is_file() else target)
-    table = read_table(path)
+        return load_world(world_folder(path))
+    table = read_table(path, axes=axes)
     if upright:
         table = to_axes(table, "RFU")
     return World(gaussians_from_table(table), table.link_table, (), metric=table.metric)

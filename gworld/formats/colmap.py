@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gworld.errors import InputError, UsageError
-from gworld.files import atomic_folder, check_count, existing_file, refuse_existing, safe_join
+from gworld.errors import InputError
+from gworld.files import atomic_folder, check_count, existing_file, safe_join
 from gworld.formats.camera_models import (
     MAX_VALUE,
     MODEL_NAMES,
@@ -69,16 +69,10 @@ def write_colmap(views: Views, folder: str | Path, text: bool = False, *, overwr
     when it holds anything but a sparse model; raises `InputError` for cameras that no COLMAP model can say.
     """
     target = Path(folder)
-    if target.is_dir():
-        others = [entry.name for entry in target.iterdir() if entry.stem not in MODEL_FILES]
-        if others:
-            raise UsageError(
-                f"`{target}` holds `{others[0]}`, which is no part of a sparse model. Choose another folder."
-            )
-        overwrite = overwrite or not any(target.iterdir())
-    refuse_existing(target, overwrite=overwrite)
+    overwrite = overwrite or (target.is_dir() and not any(target.iterdir()))
     model = _model_of(views)
-    with atomic_folder(target, overwrite=overwrite) as temporary:
+    own = [f"{name}.{kind}" for name in MODEL_FILES for kind in ("bin", "txt")]
+    with atomic_folder(target, own=own, overwrite=overwrite) as temporary:
         (write_text_model if text else _write_binary_model)(model, temporary)
 
 

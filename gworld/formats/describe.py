@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gworld.formats.registry import detect_format, read_table, read_views
+from gworld.formats.merge import rotations
+from gworld.formats.registry import detect_format, read_table, read_views, world_folder
 from gworld.formats.table import SplatTable
 
 PERCENTILES = (1, 50, 99)
@@ -29,13 +30,15 @@ def _describe_splats(path: str | Path, name: str) -> dict[str, Any]:
     means, scales, logits, links = [], [], [], []
     last: SplatTable | None = None
     for part in _parts(path, name):
-        means.append(part.means)
+        means.append(_in_world(part))
         scales.append(part.log_scales.max(axis=1))
         logits.append(part.opacity_logits)
         links.append(np.bincount(part.links, minlength=len(part.link_table)))
         last = part
-    assert last is not None  # a reader yields at least one table, empty or not
-    target = Path(path)
+    last = read_table(path) if last is None else last  # a stream of no rows yields nothing
+    links = links or [np.zeros(len(last.link_table), np.int64)]
+    target = world_folder(path) if name == "world" else Path(path)
+    target = target.parent if target.name == "meta.json" else target
     files = [target] if target.is_file() else [file for file in target.rglob("*") if file.is_file()]
     count = sum(len(part) for part in means)
     result: dict[str, Any] = {
@@ -52,6 +55,15 @@ def _describe_splats(path: str | Path, name: str) -> dict[str, Any]:
     if count:
         result |= _statistics(np.concatenate(means), np.concatenate(scales), np.concatenate(logits))
     return result
+
+
+def _in_world(table: SplatTable) -> np.ndarray:
+    """Centres [N,3] with every link at its rest pose."""
+    if len(table.link_table) == 1:
+        return table.means
+    poses = np.array([link.pose for link in table.link_table])
+    turned = np.einsum("nij,nj->ni", rotations(poses[:, 3:])[table.links], table.means)
+    return (turned + poses[table.links, :3]).astype(np.float32)
 
 
 def _parts(path: str | Path, name: str) -> Iterator[SplatTable]:

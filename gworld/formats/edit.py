@@ -1,4 +1,7 @@
-"""Edits of whole splat tables: crop, drop floaters, decimate, change SH degree. Plain numpy, row order kept."""
+"""Edits of whole splat tables: crop, drop floaters, decimate, change SH degree. Plain numpy.
+
+Only decimation changes row order.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from gworld.errors import InputError
+from gworld.errors import UsageError
 from gworld.formats.merge import merge_pairs, morton_order
 from gworld.formats.table import SplatTable
 
@@ -24,7 +27,7 @@ def crop_box(table: SplatTable, low: Sequence[float], high: Sequence[float]) -> 
     """
     low_corner, high_corner = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if low_corner.shape != (3,) or high_corner.shape != (3,) or not (low_corner < high_corner).all():
-        raise InputError(f"the crop box {list(low)} .. {list(high)} is empty; lower corner first, three numbers each.")
+        raise UsageError(f"the crop box {list(low)} .. {list(high)} is empty; lower corner first, three numbers each.")
     inside = ((table.means >= low_corner) & (table.means <= high_corner)).all(axis=1)
     return table.select(inside | (table.links > 0))
 
@@ -32,7 +35,7 @@ def crop_box(table: SplatTable, low: Sequence[float], high: Sequence[float]) -> 
 def crop_sphere(table: SplatTable, center: Sequence[float], radius: float) -> SplatTable:
     """Keep the Gaussians of the static world whose centre lies in a ball (metres); other links stay whole."""
     if not radius > 0 or len(center) != 3:
-        raise InputError(f"the crop ball at {list(center)} with radius {radius} is empty; a radius above 0 is needed.")
+        raise UsageError(f"the crop ball at {list(center)} with radius {radius} is empty; a radius above 0 is needed.")
     distance = np.linalg.norm(table.means - np.asarray(center, np.float32), axis=1)
     return table.select((distance <= radius) | (table.links > 0))
 
@@ -65,10 +68,10 @@ def decimate(table: SplatTable, count: int) -> SplatTable:
     """Reduce to at most `count` Gaussians by merging near, similar pairs, which keeps mass, mean and covariance.
 
     Invisible Gaussians (opacity below 1/255) go first. Neighbours are found along a Morton curve, shifted from round to
-    round; in each round the cheapest pairs merge. Raises `InputError` when `count` is below 1.
+    round; in each round the cheapest pairs merge. Raises `UsageError` when `count` is below 1.
     """
     if count < 1:
-        raise InputError(f"decimation to {count} Gaussians was asked for; at least 1 is needed.")
+        raise UsageError(f"decimation to {count} Gaussians was asked for; at least 1 is needed.")
     if len(table) > count:
         table = table.select(opacities(table) >= 1.0 / 255.0)
     stalled = 0
@@ -91,7 +94,7 @@ def decimate(table: SplatTable, count: int) -> SplatTable:
 def with_sh_degree(table: SplatTable, degree: int) -> SplatTable:
     """Cut the spherical harmonics to `degree` (0 to 3), or pad them with zeros."""
     if degree not in (0, 1, 2, 3):
-        raise InputError(f"SH degree {degree} was asked for; 0, 1, 2 or 3 is needed.")
+        raise UsageError(f"SH degree {degree} was asked for; 0, 1, 2 or 3 is needed.")
     wanted, have = (degree + 1) ** 2, table.sh.shape[1]
     if wanted <= have:
         return replace(table, sh=np.ascontiguousarray(table.sh[:, :wanted]))

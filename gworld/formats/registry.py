@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gworld.errors import InputError, UsageError
 from gworld.files import existing_file, refuse_existing
-from gworld.formats.table import SplatTable
+from gworld.formats.table import Axes, SplatTable
 
 if TYPE_CHECKING:
     from gworld.scene.gaussians import Gaussians
@@ -77,12 +77,17 @@ def detect_format(path: str | Path) -> str:
     Raises `InputError` for what is none of them, with the list of what can be read.
     """
     target = Path(path)
-    if target.is_dir():
-        return _detect_folder(target)
+    try:
+        if target.is_dir():
+            return _detect_folder(target)
+    except OSError as error:
+        raise InputError(f"`{target}` cannot be looked at: {error.strerror}. Check the path.") from error
     file = existing_file(target)
     with open(file, "rb") as stream:
         head = stream.read(4096)
     name = file.name.lower()
+    if name.endswith(".splat"):  # raw numbers without a signature, which may look like any other
+        return "splat"
     if head.startswith(b"ply"):
         return "compressed-ply" if b"packed_position" in head else "ply"
     if head.startswith((b"NGSP", b"\x1f\x8b")):
@@ -101,11 +106,11 @@ def detect_format(path: str | Path) -> str:
     raise InputError(f"`{file}` is of no known format. {_readable()}")
 
 
-def read_table(path: str | Path, *, check: bool = True) -> SplatTable:
+def read_table(path: str | Path, *, axes: Axes | None = None, check: bool = True) -> SplatTable:
     """Read any splat file into numpy columns; a world folder gives its Gaussians with its links.
 
-    With `check=False` rows of plain files (PLY, compressed PLY, .splat) that cannot be rendered are kept, for
-    `table.bad_rows` to find.
+    `axes` says how the file's numbers are meant where the file does not, or says it wrongly. With `check=False` rows of
+    plain files (PLY, compressed PLY, .splat) that cannot be rendered are kept, for `table.bad_rows` to find.
     Raises `InputError` for a file that is damaged, of no known format, or holds no splats.
     """
     name = detect_format(path)
@@ -113,21 +118,25 @@ def read_table(path: str | Path, *, check: bool = True) -> SplatTable:
         from gworld.formats.convert import table_from_gaussians
         from gworld.formats.world import load_world
 
-        world = load_world(_folder(path))
+        world = load_world(world_folder(path))
         return replace(table_from_gaussians(world.gaussians), link_table=world.links, metric=world.metric)
     if name == "checkpoint":
         _call("legacy", "refuse_checkpoint")(existing_file(path))
     for known in SPLAT_FORMATS:
         if known.name == name:
-            reader = _call(known.module, known.reader)
-            return reader(Path(path)) if check or name not in _UNCHECKED else reader(Path(path), check=False)
+            given: dict[str, Any] = {} if check or name not in _UNCHECKED else {"check": False}
+            if axes is not None and name == "spz":  # its reader turns RUB, so it must know before
+                given["axes"] = axes
+            table = _call(known.module, known.reader)(Path(path), **given)
+            return table if axes is None or name == "spz" else replace(table, axes=axes)
     raise InputError(f"`{path}` holds posed images, not Gaussians; reconstruct it first, or choose a splat file.")
 
 
 def write_table(table: SplatTable, path: str | Path, *, overwrite: bool = False) -> Format:
     """Write a table in the format its name asks for and return that format.
 
-    Links are baked into the world where the format cannot keep them. Raises `UsageError` for a name of no known format
+    Links are baked into the world where the format cannot keep them, and stated axes are turned to the y-down habit
+    where it cannot state them. Raises `UsageError` for a name of no known format
     or an output that exists.
     """
     target = format_for(path)
@@ -136,6 +145,8 @@ def write_table(table: SplatTable, path: str | Path, *, overwrite: bool = False)
         from gworld.formats.axes import bake_links
 
         table = bake_links(table)
+    if target.name == "splat" and table.axes is not None:
+        table = _call("axes", "to_axes")(table, "RDF")
     _call(target.module, target.writer)(table, Path(path))
     return target
 
@@ -164,15 +175,19 @@ def read_views(path: str | Path) -> Views:
 def write_views(views: Views, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a posed image set: a name ending in `.json` gives nerfstudio's transforms, any other a COLMAP folder."""
     refuse_existing(path, overwrite=overwrite)
-    if str(path).endswith(".json"):
+    suffix = Path(path).suffix
+    if suffix not in ("", ".json"):
+        raise UsageError(f"`{path}`: posed images are not Gaussians; name a folder (COLMAP) or a .json (nerfstudio).")
+    if suffix == ".json":
         _call("transforms", "write_transforms")(views, Path(path))
     else:
         _call("colmap", "write_colmap")(views, Path(path))
 
 
-def read(path: str | Path) -> Gaussians | World | Views:
+def read(path: str | Path, *, axes: Axes | None = None) -> Gaussians | World | Views:
     """Open anything gworld knows: a splat file, a world folder, a posed image set.
 
+    `axes` says how a splat file's numbers are meant where the file does not.
     A file with several links, and a world folder, give a `World`. Splat files of the 3DGS habit (no stated axes, or y
     down) stay in their own frame, so that cameras calibrated with them still fit; others are turned to gworld's axes
     (+Z up).
@@ -184,8 +199,8 @@ def read(path: str | Path) -> Gaussians | World | Views:
     from gworld.formats.world import World, load_world
 
     if name == "world":
-        return load_world(_folder(path))
-    table = read_table(path)
+        return load_world(world_folder(path))
+    table = read_table(path, axes=axes)
     if table.axes == "RUB":
         table = _call("axes", "to_axes")(table, "RFU")
     gaussians = gaussians_from_table(table)
@@ -215,9 +230,15 @@ def write(thing: Gaussians | World | Views | SplatTable, path: str | Path, *, ov
         table = replace(table_from_gaussians(thing.gaussians), link_table=thing.links, metric=thing.metric)
         write_table(table, path, overwrite=overwrite)
     elif isinstance(thing, Gaussians):
+        if len(thing) and int(thing.links.max()) > 0:
+            raise UsageError(
+                f"these Gaussians belong to {int(thing.links.max()) + 1} links; write their World instead."
+            )
         write_table(replace(table_from_gaussians(thing), axes=None), path, overwrite=overwrite)
-    else:
+    elif isinstance(thing, SplatTable):
         write_table(thing, path, overwrite=overwrite)
+    else:
+        raise UsageError(f"a {type(thing).__name__} cannot be written; Gaussians, World or Views can.")
 
 
 def colmap_folder(path: Path) -> Path | None:
@@ -240,7 +261,8 @@ def _detect_folder(folder: Path) -> str:
     raise InputError(f"`{folder}` holds no world.json, transforms.json, COLMAP model or SOG meta.json. {_readable()}")
 
 
-def _folder(path: str | Path) -> Path:
+def world_folder(path: str | Path) -> Path:
+    """The folder of a world, given itself, its `world.json`, or a run that holds it as `world/`."""
     target = Path(path)
     if target.is_file():
         return target.parent

@@ -116,14 +116,14 @@ def write_transforms(views: Views, path: str | Path) -> None:
     meta |= cameras[0] if shared else {}
     numbered = len({view.camera_id for view in views.views}) > 1
     meta |= {"metric": views.metric, "depth_unit_scale_factor": views.depth_scale}
-    if len(views.points):
-        meta["ply_file_path"] = POINTS_FILE
-        colors = views.colors.cpu().numpy()
-        write_points(target.parent / POINTS_FILE, views.points.double().cpu().numpy(), colors)
+    meta |= {"ply_file_path": POINTS_FILE} if len(views.points) else {}
     meta["frames"] = [
         _frame(view, target.parent) | ({} if shared else camera) | ({"camera_id": view.camera_id} if numbered else {})
         for view, camera in zip(views.views, cameras, strict=True)
     ]
+    if len(views.points):  # only when every picture was found good
+        points, colors = views.points.double().cpu().numpy(), views.colors.cpu().numpy()
+        write_points(target.parent / POINTS_FILE, points, colors)
     write_json(target, meta)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gworld.errors import InputError, UsageError
+from gworld.errors import InputError
 from gworld.files import atomic_folder, existing_file, read_json, safe_join, write_json
 from gworld.formats.convert import gaussians_from_table, table_from_gaussians
 from gworld.formats.ply import read_ply, write_ply
@@ -20,6 +20,7 @@ from gworld.scene.world import ActionSpec, Entity, World
 __all__ = ["World", "load_world", "save_world"]
 
 FORMAT = "gworld world 1"
+OWN = ("world.json", "gaussians.ply", "coverage.safetensors", "agents", "dynamics", "refiner")
 
 
 def load_world(folder: str | Path) -> World:
@@ -45,7 +46,10 @@ def load_world(folder: str | Path) -> World:
         if entity.source is not None:
             existing_file(safe_join(root / "agents", entity.source))
     gaussians = gaussians_from_table(replace(table, link_table=links))
-    return World(gaussians, links, entities, cameras, (gx, gy, gz), metric, root)
+    try:
+        return World(gaussians, links, entities, cameras, (gx, gy, gz), metric, root)
+    except InputError as error:
+        raise InputError(f"`{file}`: {error}") from error
 
 
 def save_world(world: World, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -53,10 +57,7 @@ def save_world(world: World, folder: str | Path, *, overwrite: bool = False) -> 
 
     Raises `UsageError` when the folder exists and `overwrite` is False.
     """
-    target = Path(folder)
-    if overwrite and target.exists() and any(target.iterdir()) and not (target / "world.json").is_file():
-        raise UsageError(f"`{target}` is a folder but not a world; it is not replaced. Choose another name.")
-    with atomic_folder(target, overwrite=overwrite) as temporary:
+    with atomic_folder(folder, own=OWN, overwrite=overwrite) as temporary:
         table = replace(table_from_gaussians(world.gaussians), link_table=world.links, axes="RFU", metric=world.metric)
         write_ply(table, temporary / "gaussians.ply")
         write_json(temporary / "world.json", _mapping(world))

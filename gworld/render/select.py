@@ -208,12 +208,14 @@ def _check_outputs(outputs: Sequence[str], has_previous: bool) -> tuple[OutputNa
 
 def _check_options(options: RenderOptions) -> None:
     if not 0 < options.near < options.far:
-        raise InputError(f"near is {options.near} and far {options.far}; 0 < near < far is needed.")
+        raise UsageError(f"near is {options.near} and far {options.far}; 0 < near < far is needed.")
     if len(options.background) != 3 or not all(abs(value) < float("inf") for value in options.background):
-        raise InputError(f"the background is {options.background}; three finite numbers are needed.")
+        raise UsageError(f"the background is {options.background}; three finite numbers are needed.")
 
 
 def _check_gaussians(gaussians: Gaussians) -> None:
+    if not isinstance(gaussians, Gaussians):
+        raise UsageError(f"render was given a {type(gaussians).__name__}; Gaussians are needed (`world.gaussians`).")
     columns = [getattr(gaussians, field.name) for field in fields(gaussians)]
     floats = [column for column in columns if column is not None and column.is_floating_point()]
     if len({column.dtype for column in floats}) > 1 or floats[0].dtype not in (torch.float32, torch.float64):

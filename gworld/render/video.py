@@ -115,7 +115,7 @@ def write_pngs(frames: Iterable[Frame], folder: str | Path, *, overwrite: bool =
     from PIL import Image
 
     count = 0
-    with atomic_folder(folder, overwrite=overwrite) as target:
+    with atomic_folder(folder, own=("frame-*.png",), overwrite=overwrite) as target:
         for frame in frames:
             Image.fromarray(as_uint8(frame)).save(target / f"frame-{count:06d}.png", compress_level=3)
             count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from gworld.errors import InputError
 from gworld.geometry import transform_from_pose
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
-from gworld.scene.links import Link
+from gworld.scene.links import IDENTITY_POSE, Link
 
 EntityKind = Literal["static", "agent", "object"]
 
@@ -125,9 +126,13 @@ def _check_links(links: tuple[Link, ...]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"two links are called `{twice}`; link names must differ.")
+    if any(abs(a - b) > 1e-6 for a, b in zip(links[0].pose, IDENTITY_POSE, strict=False)):
+        raise InputError(f"link 0, `{links[0].name}`, is the world and stands at the identity, not at {links[0].pose}.")
     for index, link in enumerate(links):
         if len(link.pose) != 7 or not all(abs(value) < 1e9 for value in link.pose):
             raise InputError(f"link `{link.name}` has the pose {link.pose}; 7 finite numbers are needed.")
+        if abs(math.hypot(*link.pose[3:]) - 1.0) > 1e-3:
+            raise InputError(f"link `{link.name}` has the rotation {link.pose[3:]}; a unit quaternion is needed.")
         if not -1 <= link.parent < index:
             raise InputError(f"link `{link.name}` has parent {link.parent}; a link that stands before it is needed.")
 
