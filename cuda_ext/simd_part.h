@@ -50,21 +50,8 @@ GW_INLINE vf lookup_(vf table, const int32_t *index) {
 }
 #endif
 
-// Sixteen pixels r g b r g b ... into a vector each.
-// Sums of sixteen pairs of neighbours.
-// Lanes in 0..255.99, cut to whole numbers.
+// Sums of sixteen pairs of neighbours; lanes in 0..255.99 cut to whole numbers.
 #if defined(GW_USE_AVX512)
-GW_INLINE void load_rgb_(const float *p, vf &r, vf &g, vf &b) {
-  const __m512 x = _mm512_loadu_ps(p), y = _mm512_loadu_ps(p + 16), z = _mm512_loadu_ps(p + 32);
-  const __m512i step = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
-  const auto channel = [&](int k, __mmask16 late) {
-    const __m512i at = _mm512_add_epi32(step, _mm512_set1_epi32(k));
-    return _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(x, at, y), late, at, z);
-  };
-  r = channel(0, 0xf800);
-  g = channel(1, 0xf800);
-  b = channel(2, 0xfc00);
-}
 GW_INLINE vf add_pairs_(const float *p) {
   const __m512 x = _mm512_loadu_ps(p), y = _mm512_loadu_ps(p + 16);
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -75,14 +62,6 @@ GW_INLINE void store_bytes_(uint8_t *p, vf x) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(x.v)));
 }
 #else
-GW_INLINE void load_rgb_(const float *p, vf &r, vf &g, vf &b) {
-  float lane[3][LANES];
-  for (int i = 0; i < LANES; i++)
-    for (int k = 0; k < 3; k++) lane[k][i] = p[3 * i + k];
-  r = load_(lane[0]);
-  g = load_(lane[1]);
-  b = load_(lane[2]);
-}
 GW_INLINE vf add_pairs_(const float *p) {
   float lane[LANES];
   for (int i = 0; i < LANES; i++) lane[i] = p[2 * i] + p[2 * i + 1];
