@@ -12,6 +12,7 @@ from gworld.errors import UsageError
 
 BENCHES = {
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
+    "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
 }
 

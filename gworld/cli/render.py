@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +12,7 @@ import numpy as np
 import tyro
 
 from gworld.cli.options import print_json, say
-from gworld.cli.panels import draw_panels
+from gworld.cli.panels import draw_panels, video_frame
 from gworld.cli.scenes import load_scene, place_world, render_frames, world_means
 from gworld.errors import InputError, UsageError
 from gworld.files import refuse_existing
@@ -157,10 +156,8 @@ def _write(world: World, cameras: Cameras, fps: float, options: Options) -> int:
     poses = world.rest_poses()[None]
     outputs = render_frames(world, poses, cameras, options.outputs, render_options, options.backend)
 
-    def frames() -> Iterator[np.ndarray]:
-        for output in track(outputs, "frames", total=len(cameras)):
-            yield draw_panels(output, options.outputs)
-
-    if options.out.suffix.lower() == ".mp4":
-        return write_video(frames(), options.out, fps)
-    return write_pngs(frames(), options.out, overwrite=options.overwrite)
+    stream = track(outputs, "frames", total=len(cameras))
+    if options.out.suffix:
+        return write_video((video_frame(output, options.outputs) for output in stream), options.out, fps)
+    pictures = (draw_panels(output, options.outputs) for output in stream)
+    return write_pngs(pictures, options.out, overwrite=options.overwrite)

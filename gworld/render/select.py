@@ -99,18 +99,20 @@ def why_unavailable(name: ConcreteBackend) -> str | None:
         from gworld.render.gsplat import gsplat_status
 
         return gsplat_status()
-    kind: Literal["cpu", "cuda"] = "cpu" if name == "native-cpu" else "cuda"
-    if kind == "cuda" and not torch.cuda.is_available():
+    if name == "native-cuda" and not torch.cuda.is_available():
         return "this machine shows PyTorch no CUDA device. Use backend native-cpu or reference."
-    if kind in _LOADED:
+    if name in _LOADED:
         return None
-    try:
+    if name == "native-cuda":
+        from gworld.render.native_cuda import native_cuda_status
+
+        reason = native_cuda_status()
+    else:
         from gworld.render.native import native_status
-    except ImportError as error:
-        return f"the native renderer cannot be loaded ({error}). Install gworld where a C++ compiler is present."
-    reason = native_status(kind)
+
+        reason = native_status("cpu")
     if reason is None:
-        _LOADED.add(kind)
+        _LOADED.add(name)
     return reason
 
 
@@ -140,9 +142,13 @@ def load_backend(name: ConcreteBackend) -> Backend:
         from gworld.render.gsplat import render_gsplat
 
         return render_gsplat
-    from gworld.render import native
+    if name == "native-cuda":
+        from gworld.render.native_cuda import render_native_cuda
 
-    return native.render_native_cpu if name == "native-cpu" else native.render_native_cuda
+        return render_native_cuda
+    from gworld.render.native import render_native_cpu
+
+    return render_native_cpu
 
 
 def _render_mounted(
