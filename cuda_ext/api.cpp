@@ -5,7 +5,7 @@
 #include <new>
 #include <vector>
 
-#include "render.h"
+#include "cache.h"
 
 #if !defined(GW_VERSION)
 #define GW_VERSION "0"
@@ -44,6 +44,10 @@ struct gw_tape {
   std::vector<std::unique_ptr<gw::Frame>> frames;  // [W * C]
 };
 
+struct gw_background {
+  gw::Background of;
+};
+
 struct gw_context {
   gw_context(int threads, int32_t set) : isa(set), kernels(gw::kernels_of(set)), pool(threads) {}
   const int32_t isa;
@@ -53,6 +57,7 @@ struct gw_context {
   gw::Buffer<float> columns;
   gw::Buffer<gw::LinkPose> poses;
   gw::BackwardScratch scratch;
+  gw::Workers workers;
   std::vector<std::unique_ptr<gw::Frame>> spare;
 
   std::unique_ptr<gw::Frame> take_frame() {
@@ -66,6 +71,14 @@ struct gw_context {
 namespace gw {
 namespace {
 
+bool valid(const gw_views &views, const gw_images &images) {
+  if (views.worlds < 1 || views.cameras < 1 || views.width < 1 || views.height < 1) return false;
+  if (views.worlds > INT32_MAX / views.cameras || views.width > 1 << 16 || views.height > 1 << 16) return false;
+  if (!(views.near_plane > 0.0f) || !(views.far_plane > views.near_plane)) return false;
+  if (!views.world_from_link || !views.world_from_camera || !views.intrinsics) return false;
+  return !images.flow || (views.previous_world_from_link && views.previous_world_from_camera && views.previous_intrinsics);
+}
+
 bool valid(const gw_scene &scene, const gw_views &views, const gw_images &images) {
   if (scene.count < 0 || scene.count > INT32_MAX - CHUNK || scene.link_count < 1) return false;
   if (scene.sh_count != 1 && scene.sh_count != 4 && scene.sh_count != 9 && scene.sh_count != 16) return false;
@@ -73,11 +86,7 @@ bool valid(const gw_scene &scene, const gw_views &views, const gw_images &images
     return false;
   for (int64_t i = 0; i < scene.count; i++)
     if (scene.links[i] < 0 || scene.links[i] >= scene.link_count) return false;
-  if (views.worlds < 1 || views.cameras < 1 || views.width < 1 || views.height < 1) return false;
-  if (views.width > 1 << 16 || views.height > 1 << 16) return false;
-  if (!(views.near_plane > 0.0f) || !(views.far_plane > views.near_plane)) return false;
-  if (!views.world_from_link || !views.world_from_camera || !views.intrinsics) return false;
-  return !images.flow || (views.previous_world_from_link && views.previous_world_from_camera && views.previous_intrinsics);
+  return valid(views, images);
 }
 
 ImageView view_of(const gw_images &images, const gw_views &views, size_t index) {
@@ -98,34 +107,49 @@ Columns prepare(gw_context &context, const gw_scene &scene, const gw_views &view
   return columns;
 }
 
-// The setup of world w and camera c, its poses folded into context.poses.
-ViewSetup setup_of(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images, int w, int c) {
-  const size_t links = static_cast<size_t>(scene.link_count);
-  context.poses.reserve(2 * links);
-  ViewSetup view = setup_view(scene, views, images, c);
-  fold_poses(views.world_from_link + 16 * links * w, views.world_from_camera + 16 * c, scene.link_count, context.poses.data);
-  view.poses = context.poses.data;
-  if (view.want_flow) {
-    fold_poses(views.previous_world_from_link + 16 * links * w, views.previous_world_from_camera + 16 * c,
-               scene.link_count, context.poses.data + links);
-    view.previous_poses = context.poses.data + links;
-  }
-  return view;
+// Views on one thread each: with enough of them no thread waits for another. Each then needs a frame of its own.
+bool apart(const Pool &pool, const gw_scene &scene, int views) {
+  constexpr int64_t MOST = 1 << 23;  // Gaussians in frames at once, about 100 bytes each
+  return pool.threads() > 1 && views >= 4 * pool.threads() && scene.count * pool.threads() <= MOST;
 }
 
 int32_t render(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images, gw_tape *tape) {
   const Columns columns = prepare(context, scene, views);
-  for (int w = 0; w < views.worlds; w++)
-    for (int c = 0; c < views.cameras; c++) {
-      const ViewSetup view = setup_of(context, scene, views, images, w, c);
-      std::unique_ptr<Frame> frame = context.take_frame();
-      const int32_t status = build_frame(context.kernels, scene, columns, view, *frame, context.pool);
-      if (status == GW_OK)
-        draw_frame(context.kernels, view, *frame, view_of(images, views, static_cast<size_t>(w) * views.cameras + c), context.pool);
-      (tape ? tape->frames : context.spare).push_back(std::move(frame));
-      if (status != GW_OK) return status;
-    }
-  return GW_OK;
+  const int count = views.worlds * views.cameras;
+  if (tape)
+    for (int i = 0; i < count; i++) tape->frames.push_back(context.take_frame());
+  return each_view(context.workers, context.pool, count, apart(context.pool, scene, count), [&](Worker &worker, Pool &pool, int i) {
+    const ViewSetup view = setup_view(scene, views, images, i / views.cameras, i % views.cameras, worker.poses);
+    Frame &frame = tape ? *tape->frames[static_cast<size_t>(i)] : worker.frame;
+    const int32_t status = build_frame(context.kernels, scene, columns, view, frame, pool);
+    if (status == GW_OK) draw_frame(context.kernels, view, frame, view_of(images, views, static_cast<size_t>(i)), pool);
+    return status;
+  });
+}
+
+bool same_pictures(const ImageView &kept, const gw_images &asked) {
+  return !kept.rgb == !asked.rgb && !kept.alpha == !asked.alpha && !kept.depth == !asked.depth && !kept.flow == !asked.flow &&
+         !kept.link_id == !asked.link_id;
+}
+
+int32_t draw_all_over(gw_context &context, Background &background, const gw_views &views, const gw_images &images, bool kept) {
+  const gw_scene &movers = background.movers.scene;
+  const int count = views.worlds * views.cameras;
+  const size_t tiles = static_cast<size_t>((views.width + TILE - 1) / TILE) * static_cast<size_t>((views.height + TILE - 1) / TILE);
+  const bool known = kept && background.touched.size() == tiles * count;
+  std::vector<uint8_t> touched(tiles * count);
+  if (known) touched.swap(background.touched);
+  background.touched.clear();  // until all is drawn
+  const int32_t status = each_view(
+      context.workers, context.pool, count, apart(context.pool, movers, count), [&](Worker &worker, Pool &pool, int i) {
+        const int camera = i % views.cameras;
+        const ViewSetup view = setup_view(movers, views, images, i / views.cameras, camera, worker.poses);
+        const size_t at = static_cast<size_t>(i);
+        return draw_over(context.kernels, background, view, view_of(images, views, at), camera, touched.data() + at * tiles,
+                         known, worker, pool);
+      });
+  if (status == GW_OK) background.touched.swap(touched);
+  return status;
 }
 
 // Gradients by the matrices of all worlds and cameras.
@@ -159,7 +183,7 @@ int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &vie
   for (int w = 0; w < views.worlds; w++)
     for (int c = 0; c < views.cameras; c++) {
       const size_t index = static_cast<size_t>(w) * views.cameras + c;
-      const ViewSetup view = setup_of(context, scene, views, image_gradients, w, c);
+      const ViewSetup view = setup_view(scene, views, image_gradients, w, c, context.poses);
       const double *poses = backward_frame(context.kernels, scene, columns, view, *tape.frames[index],
                                            view_of(images, views, index), view_of(image_gradients, views, index), out,
                                            context.scratch, context.pool);
@@ -226,6 +250,36 @@ GW_API int32_t gw_backward(gw_context *context, const gw_scene *scene, const gw_
   try {
     const std::lock_guard<std::mutex> lock(context->mutex);
     return gw::backward(*context, *scene, *views, *images, *image_gradients, *tape, *gradients);
+  } catch (...) {
+    return GW_OUT_OF_MEMORY;
+  }
+}
+
+GW_API int32_t gw_background_build(gw_context *context, const gw_scene *scene, const uint8_t *moves, const gw_views *views,
+                                   const gw_images *images, gw_background **background) {
+  if (!context || !scene || !moves || !views || !images || !background || !gw::valid(*scene, *views, *images)) return GW_BAD_ARGUMENT;
+  try {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    auto built = std::make_unique<gw_background>();
+    const int32_t status = gw::build_background(context->kernels, *scene, moves, *views, *images, context->pool, built->of);
+    if (status == GW_OK) *background = built.release();
+    return status;
+  } catch (...) {
+    return GW_OUT_OF_MEMORY;
+  }
+}
+GW_API void gw_background_destroy(gw_background *background) { delete background; }
+
+GW_API int32_t gw_background_draw(gw_context *context, gw_background *background, const gw_views *views,
+                                  const gw_images *images, int32_t kept) {
+  if (!context || !background || !views || !images || !gw::valid(*views, *images)) return GW_BAD_ARGUMENT;
+  try {
+    const std::lock_guard<std::mutex> lock(context->mutex);
+    gw::Background &of = background->of;
+    if (views->width != of.width || views->height != of.height || static_cast<size_t>(views->cameras) != of.cameras.size() ||
+        !gw::same_pictures(of.cameras[0]->pictures.view, *images))
+      return GW_BAD_ARGUMENT;
+    return gw::draw_all_over(*context, of, *views, *images, kept != 0);
   } catch (...) {
     return GW_OUT_OF_MEMORY;
   }

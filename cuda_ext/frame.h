@@ -115,6 +115,18 @@ struct Frame {
   Buffer<uint32_t> lists;         // records of each tile, nearest first
 };
 
+// What is blended in one tile, nearest first; an entry's top bit tells which of the two arrays it counts in.
+struct TileList {
+  static constexpr uint32_t SECOND = 1u << 31;
+  const Record *records[2];  // neither is null
+  const uint32_t *entries;   // their memory goes on after the last one
+  uint32_t count;
+};
+inline TileList tile_list(const Frame &frame, int tile) {
+  const uint32_t first = frame.tile_start[tile];
+  return {{frame.records.data, frame.records.data}, frame.lists.data + first, frame.tile_start[tile + 1] - first};
+}
+
 struct ImageView {  // one view's pictures; null: not asked for
   float *rgb, *alpha, *depth, *flow;
   int32_t *link_id;
@@ -130,7 +142,7 @@ struct alignas(64) GradientRow {
 struct Kernels {
   void (*prepare)(const gw_scene &, int chunk, float *columns);
   void (*project)(const gw_scene &, const Columns &, const ViewSetup &, Frame &, int chunk);
-  void (*raster)(const ViewSetup &, const Frame &, const ImageView &, int tile);
+  void (*raster)(const ViewSetup &, const TileList &, const ImageView &, int tile);
   void (*raster_backward)(const ViewSetup &, const Frame &, const ImageView &pictures, const ImageView &gradients,
                           GradientRow *rows, int macro);
   void (*project_backward)(const gw_scene &, const Columns &, const ViewSetup &, const Frame &, const GradientRow *rows,

@@ -86,6 +86,22 @@ GW_API int32_t gw_backward(gw_context *context, const gw_scene *scene, const gw_
                            const gw_images *image_gradients, gw_tape *tape, const gw_gradients *gradients);
 GW_API void gw_tape_release(gw_context *context, gw_tape *tape);
 
+/* A background that stands still: of each camera, the Gaussians of links that do not move, projected and drawn once.
+ * gw_background_draw then draws W x C pictures with the same bits as gw_render, but touches only what moves: the Gaussians
+ * of links with moves[l] != 0, under the poses given. The caller sees to it that the Gaussians, cameras (the previous ones
+ * too), planes and options are those of gw_background_build, and that links that do not move stand, now and before, in
+ * all worlds as they stood in its first world. One draw at a time for each background. */
+typedef struct gw_background gw_background;
+
+/* `moves` [L]. `images`: not null for the pictures that gw_background_draw will be asked for; nothing is written there. */
+GW_API int32_t gw_background_build(gw_context *context, const gw_scene *scene, const uint8_t *moves, const gw_views *views,
+                                   const gw_images *images, gw_background **background);
+GW_API void gw_background_destroy(gw_background *background);
+
+/* `kept`: 1 when `images` still hold what the last such call drew; only tiles where movers are or were are then written. */
+GW_API int32_t gw_background_draw(gw_context *context, gw_background *background, const gw_views *views,
+                                  const gw_images *images, int32_t kept);
+
 /* Training and video helpers. Workers are a thread pool and scratch memory like a context's; calls are serialised. */
 typedef struct gw_workers gw_workers;
 

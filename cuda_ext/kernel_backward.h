@@ -151,9 +151,8 @@ template <bool GEOMETRY>
 void backward_tile(const ViewSetup &view, const Frame &frame, const ImageView &pictures, const ImageView &gradients,
                    GradientRow *all_rows, int macro_x, int macro_y, int tile_x, int tile_y) {
   const int left = tile_x * TILE, top = tile_y * TILE, tile = tile_y * view.tiles_x + tile_x;
-  const uint32_t *list = frame.lists.data + frame.tile_start[tile];
-  const uint32_t total = frame.tile_start[tile + 1] - frame.tile_start[tile];
-  if (!total) return;
+  const TileList list = tile_list(frame, tile);
+  if (!list.count) return;
   const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
   const float centre[2] = {(macro_x + 0.5f) * MACRO * TILE, (macro_y + 0.5f) * MACRO * TILE};
   BackwardState state;
@@ -162,14 +161,14 @@ void backward_tile(const ViewSetup &view, const Frame &frame, const ImageView &p
   uint32_t alive = 0;
   for (int b = 0; b < BLOCKS; b++)
     alive |= begin_block(view, pictures, gradients, left + BLOCK * (b & 3), top + BLOCK * (b >> 2), centre, state, b);
-  for (uint32_t at = 0; at < total && alive; at += BATCH) {
-    const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
+  for (uint32_t at = 0; at < list.count && alive; at += BATCH) {
+    const int count = list.count - at < BATCH ? static_cast<int>(list.count - at) : BATCH;
     for (int i = 0; i < count; i++) {
-      __builtin_prefetch(&frame.places[list[at + i + 16]]);
-      rows[i] = all_rows + row_of(frame, list[at + i], macro_x, macro_y);
+      __builtin_prefetch(&frame.places[list.entries[at + i + 16]]);
+      rows[i] = all_rows + row_of(frame, list.entries[at + i], macro_x, macro_y);
       __builtin_prefetch(rows[i], 1);
     }
-    load_batch(frame.records.data, list + at, count, left, top, alive, batch);
+    load_batch(list, at, count, left, top, alive, batch);
     for (uint32_t todo = alive; todo; todo &= todo - 1) {
       const int block = __builtin_ctz(todo);
       const Lattice here = {pixel.x + vf(BLOCK * (block & 3)), pixel.y + vf(BLOCK * (block >> 2))};

@@ -46,15 +46,19 @@ GW_INLINE uint32_t blocks_reached(const Record &n, float x, float y, const Latti
   return bits_(least <= vf(n.peak + (EXTENT_SLACK - MIN_LOG2_ALPHA)));
 }
 
-// Loads list[0..count-1] (count <= BATCH) of the tile at (left, top) and sorts it into the blocks of `alive`.
-inline void load_batch(const Record *records, const uint32_t *list, int count, float left, float top, uint32_t alive,
-                       Batch &batch) {
+GW_INLINE const Record *record_of(const TileList &list, uint32_t entry) {
+  return list.records[entry / TileList::SECOND] + entry % TileList::SECOND;
+}
+
+// Loads `count` <= BATCH entries from `at` on of the tile at (left, top) and sorts them into the blocks of `alive`.
+inline void load_batch(const TileList &list, uint32_t at, int count, float left, float top, uint32_t alive, Batch &batch) {
   constexpr int AHEAD = 32;  // the list's memory goes on after its end
+  const uint32_t *entries = list.entries + at;
   alignas(64) uint16_t masks[BATCH + LANES];
   const Lattice corner = lattice(BLOCK, 0.5f, 0.5f);
   for (int i = 0; i < count; i++) {
-    __builtin_prefetch(records + list[i + AHEAD]);
-    const Record &n = records[list[i]];
+    __builtin_prefetch(record_of(list, entries[i + AHEAD]));
+    const Record &n = *record_of(list, entries[i]);
     const float x = n.x - left, y = n.y - top;
     Local &local = batch.local[i];
     store_(&local.u0, load_(&n.x));
@@ -210,17 +214,15 @@ inline void write_block(const ViewSetup &view, const ImageView &images, int left
 }
 
 template <bool RGB, bool DEPTH, bool FLOW, bool LINK>
-void raster_tile(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {
+void raster_tile(const ViewSetup &view, const TileList &list, const ImageView &images, int tile) {
   const int left = tile % view.tiles_x * TILE, top = tile / view.tiles_x * TILE;
-  const uint32_t *list = frame.lists.data + frame.tile_start[tile];
-  const uint32_t total = frame.tile_start[tile + 1] - frame.tile_start[tile];
   const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
   TileState state;
   Batch batch;
   uint32_t alive = clear_tile<RGB, DEPTH, FLOW>(view, left, top, state);
-  for (uint32_t at = 0; at < total && alive; at += BATCH) {
-    const int count = total - at < BATCH ? static_cast<int>(total - at) : BATCH;
-    load_batch(frame.records.data, list + at, count, left, top, alive, batch);
+  for (uint32_t at = 0; at < list.count && alive; at += BATCH) {
+    const int count = list.count - at < BATCH ? static_cast<int>(list.count - at) : BATCH;
+    load_batch(list, at, count, left, top, alive, batch);
     for (uint32_t todo = alive; todo; todo &= todo - 1) {
       const int block = __builtin_ctz(todo);
       const Lattice here = {pixel.x + vf(BLOCK * (block & 3)), pixel.y + vf(BLOCK * (block >> 2))};
@@ -231,18 +233,18 @@ void raster_tile(const ViewSetup &view, const Frame &frame, const ImageView &ima
 }
 
 template <bool RGB, bool DEPTH>
-inline void raster_tile_of(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {
+inline void raster_tile_of(const ViewSetup &view, const TileList &list, const ImageView &images, int tile) {
   const bool links = images.link_id && view.link_count > 1;
-  if (images.flow && links) return raster_tile<RGB, DEPTH, true, true>(view, frame, images, tile);
-  if (images.flow) return raster_tile<RGB, DEPTH, true, false>(view, frame, images, tile);
-  if (links) return raster_tile<RGB, DEPTH, false, true>(view, frame, images, tile);
-  raster_tile<RGB, DEPTH, false, false>(view, frame, images, tile);
+  if (images.flow && links) return raster_tile<RGB, DEPTH, true, true>(view, list, images, tile);
+  if (images.flow) return raster_tile<RGB, DEPTH, true, false>(view, list, images, tile);
+  if (links) return raster_tile<RGB, DEPTH, false, true>(view, list, images, tile);
+  raster_tile<RGB, DEPTH, false, false>(view, list, images, tile);
 }
-inline void raster_any_tile(const ViewSetup &view, const Frame &frame, const ImageView &images, int tile) {
-  if (images.rgb && images.depth) return raster_tile_of<true, true>(view, frame, images, tile);
-  if (images.rgb) return raster_tile_of<true, false>(view, frame, images, tile);
-  if (images.depth) return raster_tile_of<false, true>(view, frame, images, tile);
-  raster_tile_of<false, false>(view, frame, images, tile);
+inline void raster_any_tile(const ViewSetup &view, const TileList &list, const ImageView &images, int tile) {
+  if (images.rgb && images.depth) return raster_tile_of<true, true>(view, list, images, tile);
+  if (images.rgb) return raster_tile_of<true, false>(view, list, images, tile);
+  if (images.depth) return raster_tile_of<false, true>(view, list, images, tile);
+  raster_tile_of<false, false>(view, list, images, tile);
 }
 
 }  // namespace GW_ISA

@@ -23,7 +23,8 @@ void fold_poses(const float *world_from_link, const float *world_from_camera, in
   }
 }
 
-ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_images &images, int camera) {
+ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_images &images, int world, int camera,
+                     Buffer<LinkPose> &poses) {
   ViewSetup view = {};
   view.width = views.width;
   view.height = views.height;
@@ -39,6 +40,15 @@ ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_imag
   std::memcpy(view.background, views.background, sizeof view.background);
   view.antialiased = views.antialiased != 0;
   view.link_count = scene.link_count;
+  const size_t links = static_cast<size_t>(scene.link_count), first = 16 * links * static_cast<size_t>(world);
+  poses.reserve(2 * links);
+  fold_poses(views.world_from_link + first, views.world_from_camera + 16 * camera, scene.link_count, poses.data);
+  view.poses = poses.data;
+  if (view.want_flow) {
+    fold_poses(views.previous_world_from_link + first, views.previous_world_from_camera + 16 * camera, scene.link_count,
+               poses.data + links);
+    view.previous_poses = poses.data + links;
+  }
   return view;
 }
 
@@ -67,7 +77,7 @@ void draw_frame(const Kernels &kernels, const ViewSetup &view, const Frame &fram
   const int tiles = view.tiles_x * view.tiles_y;
   pool.run((tiles + AT_ONCE - 1) / AT_ONCE, [&](int task) {
     const int end = (task + 1) * AT_ONCE < tiles ? (task + 1) * AT_ONCE : tiles;
-    for (int tile = task * AT_ONCE; tile < end; tile++) kernels.raster(view, frame, images, tile);
+    for (int tile = task * AT_ONCE; tile < end; tile++) kernels.raster(view, tile_list(frame, tile), images, tile);
   });
 }
 

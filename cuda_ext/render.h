@@ -10,7 +10,9 @@ inline int chunks_of(int64_t count) { return static_cast<int>((count + CHUNK - 1
 // camera_from_link of every link in one world and camera. Matrices are [4,4]; `poses` has room for `links`.
 void fold_poses(const float *world_from_link, const float *world_from_camera, int links, LinkPose *poses);
 
-ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_images &images, int camera);
+// The setup of one world and camera, its poses folded into `poses`.
+ViewSetup setup_view(const gw_scene &scene, const gw_views &views, const gw_images &images, int world, int camera,
+                     Buffer<LinkPose> &poses);
 
 // Projects, sorts, bins. GW_OK or GW_TOO_MANY; throws std::bad_alloc.
 int32_t build_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,

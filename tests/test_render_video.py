@@ -191,3 +191,9 @@ def test_panels_stand_side_by_side():
         side_by_side([left, right], ["one"])
     with pytest.raises(InputError, match="side by side"):
         side_by_side([left, np.zeros((61, 5, 3), np.uint8)])
+
+
+def test_planes_of_any_even_height_are_taken(tmp_path: Path) -> None:
+    planes = np.full((9, 8), 128, np.uint8)  # a picture 6 pixels high
+    write_video([planes, planes], tmp_path / "v.mp4", 10)
+    assert [frame.shape for frame in read_video(tmp_path / "v.mp4")] == [(6, 8, 3)] * 2

@@ -17,6 +17,7 @@ from gworld.bench.catalogue import BenchInput
 from gworld.bench.prototype import build_prototype
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
 from gworld.bench.splats import Scene, garden, table
+from gworld.bench.training import training_rows
 from gworld.render.api import RenderOptions
 from gworld.render.native_train import yuv420_planes
 from gworld.render.paths import orbit, path_cameras
@@ -38,7 +39,9 @@ def rows(given: BenchInput) -> Iterator[Row]:
     path = given.data / "gaussian_files" / "test_garden.npz" if given.data else None
     if path is not None and path.is_file():
         yield from _speed(garden(path, given.seed), given)
-    yield from _speed(table(0.02 if given.quick else 0.00415), replace(given, peer=None))
+        yield from training_rows(garden(path, given.seed), given)
+    yield from _speed(table(0.02 if given.quick else 0.0043), replace(given, peer=None))
+    yield from training_rows(scene, replace(given, peer=None))
     yield from _against_reference(scene, given)
     yield from _worlds(scene, given)
     yield from _video(scene, given)

@@ -33,6 +33,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, as `help_text` lists them."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # torch's threads spin for a while after each of its operations, on the cores our renderer's threads need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:

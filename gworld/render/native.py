@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from gworld.errors import GWorldError, InputError, MissingBackendError, Resource
 from gworld.render.api import OUTPUTS, OutputName, Previous, RenderOptions, RenderOutput
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
+
+if TYPE_CHECKING:
+    from gworld.render.native_cache import BackgroundCache
 
 ABI_VERSION = 1
 ISAS = ("auto", "portable", "avx2", "avx512")
@@ -90,8 +93,11 @@ def render_native_cpu(
     outputs: Sequence[OutputName] = ("rgb", "alpha"),
     previous: Previous | None = None,
     options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
+    cache: BackgroundCache | None = None,
 ) -> RenderOutput:
     """Render W worlds x C cameras on the CPU in float32; the `Backend` that needs no GPU.
+
+    With `cache` and no gradients to compute, what stands still is drawn once and kept there (native_cache.py).
 
     Differentiable by every Gaussian attribute and by link and camera poses, the previous ones (through flow) included.
     The same bits for any number of threads (`GWORLD_THREADS`, else the cores this process may use) on one instruction
@@ -121,7 +127,7 @@ def render_native_cpu(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         pictures = _Render.apply(request, *tensors)
     else:
-        pictures = request.draw(tensors, None)
+        pictures = request.draw(tensors, None) if cache is None else cache.draw(request, gaussians, tensors)
     return RenderOutput(**{name: picture for name, picture in zip(OUTPUTS, pictures, strict=True) if name in outputs})
 
 
@@ -182,12 +188,7 @@ class _Request:
 
     def draw(self, tensors: Sequence[Tensor], tape: _Tape | None) -> tuple[Tensor | None, ...]:
         """The pictures in the order of OUTPUTS; alpha is drawn also when only a tape needs it."""
-        shape = (len(tensors[5]), len(tensors[6]), self.height, self.width)
-        pictures: dict[str, Tensor] = {}
-        for name in OUTPUTS:
-            if name in self.outputs or (tape is not None and name == "alpha"):
-                dtype = torch.int32 if name == "link_id" else torch.float32
-                pictures[name] = torch.empty(shape + SHAPES[name], dtype=dtype)
+        pictures = self.pictures(tensors, () if tape is None else ("alpha",))
         _check(
             self.context.library.gw_render(
                 self.context.handle,
@@ -198,6 +199,13 @@ class _Request:
             )
         )
         return tuple(pictures.get(name) for name in OUTPUTS)
+
+    def pictures(self, tensors: Sequence[Tensor], more: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Memory for the pictures asked for, and for `more`."""
+        shape = (len(tensors[5]), len(tensors[6]), self.height, self.width)
+        types = {name: torch.int32 if name == "link_id" else torch.float32 for name in OUTPUTS}
+        wanted = [name for name in OUTPUTS if name in self.outputs or name in more]
+        return {name: torch.empty(shape + SHAPES[name], dtype=types[name]) for name in wanted}
 
     def scene(self, tensors: Sequence[Tensor]) -> _Scene:
         """The C struct of the Gaussians."""

@@ -230,6 +230,17 @@ def _check_gaussians(gaussians: Gaussians) -> None:
         raise InputError("the Gaussians' columns are on different devices. Move them with `gaussians_to`.")
 
 
+def _range(values: Tensor) -> tuple[int, int]:
+    """Least and greatest of some integers, (0, 0) without any."""
+    if not len(values):
+        return 0, 0
+    if values.device.type == "cpu":  # numpy, for torch would wake threads that then spin beside the renderer's
+        array = values.numpy()
+        return int(array.min()), int(array.max())
+    low, high = values.aminmax()
+    return int(low), int(high)
+
+
 def _check_links(gaussians: Gaussians, poses: Tensor | None, what: str) -> Tensor:
     """Poses as `[W,L,4,4]` in the Gaussians' float type: finite, rigid and enough for every link index."""
     used = (
@@ -237,7 +248,7 @@ def _check_links(gaussians: Gaussians, poses: Tensor | None, what: str) -> Tenso
         if gaussians.soft_links is None
         else torch.cat([gaussians.links, gaussians.soft_links.flatten()])
     )
-    low, high = (int(value) for value in used.aminmax()) if len(used) else (0, 0)
+    low, high = _range(used)
     if poses is None:
         return torch.eye(4, dtype=gaussians.means.dtype, device=gaussians.device).repeat(1, high + 1, 1, 1)
     poses = poses[None] if poses.ndim == 3 else poses

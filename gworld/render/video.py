@@ -181,7 +181,7 @@ def _yuv_frame(frame: Frame) -> Any:
         if (
             planes.dtype != np.uint8
             or planes.shape[0] % 3
-            or planes.shape[0] % 2
+            or planes.shape[0] * 2 // 3 % 2
             or planes.shape[1] % 2
             or not planes.size
         ):
