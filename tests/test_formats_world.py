@@ -48,7 +48,7 @@ def test_robot_models_travel_with_the_world(world: World, tmp_path: Path) -> Non
     save_world(world, tmp_path / "w", overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match="holds `thesis.tex`, which gworld did not write"):
+    with pytest.raises(UsageError, match=r"holds `thesis\.tex`, which gworld did not write"):
         save_world(world, tmp_path / "other", overwrite=True)
     assert (tmp_path / "other" / "thesis.tex").exists()
 
