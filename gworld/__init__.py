@@ -31,6 +31,7 @@ _FACE = {
     "render": "gworld.render.select",
     "RenderOptions": "gworld.render.api",
     "RenderOutput": "gworld.render.api",
+    "BackgroundCache": "gworld.render.native_cache",
     "write_video": "gworld.render.video",
 }
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gworld.formats.world import World as World
     from gworld.render.api import RenderOptions as RenderOptions
     from gworld.render.api import RenderOutput as RenderOutput
+    from gworld.render.native_cache import BackgroundCache as BackgroundCache
     from gworld.render.select import render as render
     from gworld.render.video import write_video as write_video
     from gworld.scene.cameras import Cameras as Cameras

@@ -180,3 +180,22 @@ def test_calls_do_not_change_their_arguments():
     assert all(torch.equal(a, b) for a, b in zip(copies, [poses, cameras.K, gaussians.means], strict=True))
     turn = se3_exp(torch.full((6,), 0.1))
     assert render_reference(gaussians, turn @ poses, cameras).rgb.shape[0] == 2
+
+
+def test_a_cached_background_changes_no_bit() -> None:
+    if why_unavailable("native-cpu") is not None:
+        pytest.skip("the native library is not built")
+    from gworld.data.toys import poses_of, tabletop_world, waving_rollout
+    from gworld.render.native_cache import BackgroundCache
+
+    world = tabletop_world(0.04)
+    assert world.cameras is not None
+    poses = poses_of(waving_rollout(world, seconds=0.3))
+    cache = BackgroundCache()
+    for frame in poses:
+        kept = render(
+            world.gaussians, frame, world.cameras, outputs=("rgb", "depth"), backend="native-cpu", cache=cache
+        )
+        full = render(world.gaussians, frame, world.cameras, outputs=("rgb", "depth"), backend="native-cpu")
+        assert torch.equal(kept.rgb, full.rgb) and torch.equal(kept.depth, full.depth)
+    assert cache.builds == 1 and cache.frames >= len(poses) - 1

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Literal, cast, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from gworld.geometry import invert_transform
 from gworld.render.api import OUTPUTS, Backend, BackendName, OutputName, Previous, RenderOptions, RenderOutput
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
+
+if TYPE_CHECKING:
+    from gworld.render.native_cache import BackgroundCache
 
 ConcreteBackend = Literal["native-cuda", "gsplat", "native-cpu", "reference"]
 ORDER: tuple[ConcreteBackend, ...] = get_args(ConcreteBackend)
@@ -40,14 +44,17 @@ def render(
     previous: tuple[Tensor | None, Cameras] | None = None,
     options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
     backend: str = "auto",
+    cache: BackgroundCache | None = None,
 ) -> RenderOutput:
     """Render Gaussians whose links stand at `world_from_link` in W worlds x C cameras.
 
     world_from_link [W,L,4,4], [L,4,4] for one world, or None for links at the identity; metres. `outputs` out of
     rgb alpha depth link_id flow (api.py says what they hold); flow needs `previous`, the poses and cameras before.
-    Differentiable by Gaussians, link poses and camera poses. Poses and cameras are cast to the Gaussians' float type.
-    Raises `UsageError` for unknown names, `InputError` for tensors that do not fit and degenerate cameras or poses,
-    `MissingBackendError` when the backend cannot run here, `ResourceError` when the pictures would not fit in memory.
+    A `cache` given to each call of a sequence from fixed cameras keeps what stands still (native_cache.py): the same
+    pictures, sooner; only native-cpu uses it. Differentiable by Gaussians, link poses and camera poses. Poses and
+    cameras are cast to the Gaussians' float type. Raises `UsageError` for unknown names, `InputError` for tensors that
+    do not fit and degenerate cameras or poses, `MissingBackendError` when the backend cannot run here, `ResourceError`
+    when the pictures would not fit in memory.
     """
     names = _check_outputs(outputs, previous is not None)
     _check_options(options)
@@ -64,7 +71,7 @@ def render(
                 f"{len(cameras)} are needed, as now."
             )
     _check_size(names, len(poses), cameras, gaussians)
-    function = load_backend(choose_backend(gaussians, names, backend))
+    function = load_backend(choose_backend(gaussians, names, backend), cache)
     return _render_mounted(function, gaussians, poses, cameras, names, before, options)
 
 
@@ -132,8 +139,8 @@ def why_unfit(name: ConcreteBackend, gaussians: Gaussians, outputs: Sequence[str
     return None
 
 
-def load_backend(name: ConcreteBackend) -> Backend:
-    """The function of a backend that `choose_backend` found usable."""
+def load_backend(name: ConcreteBackend, cache: BackgroundCache | None = None) -> Backend:
+    """The function of a backend that `choose_backend` found usable, drawing through `cache` where it can."""
     if name == "reference":
         from gworld.render.reference import render_reference
 
@@ -148,7 +155,7 @@ def load_backend(name: ConcreteBackend) -> Backend:
         return render_native_cuda
     from gworld.render.native import render_native_cpu
 
-    return render_native_cpu
+    return partial(render_native_cpu, cache=cache)
 
 
 def _render_mounted(
