@@ -15,7 +15,7 @@ from gworld.errors import InputError, MissingBackendError
 from gworld.geometry import se3_exp
 from gworld.render import native
 from gworld.render.api import MIN_ALPHA, OutputName, RenderOptions, RenderOutput
-from gworld.render.native import native_isas, native_status, native_version, render_native_cpu
+from gworld.render.native import native_cpu_status, native_isas, native_version, render_native_cpu
 from gworld.render.reference import render_reference
 from gworld.scene.gaussians import Gaussians, select_gaussians
 from tests.scenes import (
@@ -35,9 +35,9 @@ ALL: tuple[OutputName, ...] = ("rgb", "alpha", "depth", "link_id", "flow")
 DIFFERENTIABLE: tuple[OutputName, ...] = ("rgb", "alpha", "depth", "flow")
 
 needs_library = pytest.mark.skipif(
-    native_status("cpu") is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
+    native_cpu_status() is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
 )
-isas = native_isas() if native_status("cpu") is None else ()
+isas = native_isas() if native_cpu_status() is None else ()
 SCENES = {scene.name: scene for scene in agreement_scenes()}
 
 
@@ -357,13 +357,13 @@ def test_library_says_what_it_is() -> None:
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "_folders", lambda: iter([tmp_path]))
-    reason = native_status("cpu")
+    reason = native_cpu_status()
     assert reason is not None
     assert "is not installed. Reinstall gworld where a C++ compiler is present" in reason
     with pytest.raises(MissingBackendError, match="not installed"):
         native_version()
     (tmp_path / "libgworld_cpu.so").write_bytes(b"not a library")
-    reason = native_status("cpu")
+    reason = native_cpu_status()
     assert reason is not None
     assert "cannot be loaded" in reason
 

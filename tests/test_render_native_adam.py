@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gworld.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from gworld.errors import InputError
-from gworld.render.native import native_isas, native_status
+from gworld.render.native import native_cpu_status, native_isas
 from gworld.render.native_train import (
     AdamOptions,
     AdamState,
@@ -22,9 +22,9 @@ from gworld.render.native_train import (
 )
 
 pytestmark = pytest.mark.skipif(
-    native_status("cpu") is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
+    native_cpu_status() is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
 )
-isas = native_isas() if native_status("cpu") is None else ()
+isas = native_isas() if native_cpu_status() is None else ()
 WIDTHS = {"means": (3,), "quats": (4,), "opacity": (), "low": (1, 3), "sh": (15, 3)}
 
 

@@ -13,16 +13,16 @@ from gworld.data.toys import poses_of, tabletop_world, waving_rollout
 from gworld.errors import InputError
 from gworld.geometry import se3_exp
 from gworld.render.api import OutputName, Previous, RenderOptions, RenderOutput
-from gworld.render.native import native_isas, native_status, render_native_cpu
+from gworld.render.native import native_cpu_status, native_isas, render_native_cpu
 from gworld.render.native_cache import BackgroundCache
 from gworld.scene.cameras import Cameras, resize_cameras
 from gworld.scene.gaussians import Gaussians
 from tests.scenes import random_cameras, random_gaussians
 
 pytestmark = pytest.mark.skipif(
-    native_status("cpu") is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
+    native_cpu_status() is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
 )
-isas = native_isas() if native_status("cpu") is None else ()
+isas = native_isas() if native_cpu_status() is None else ()
 ALL: tuple[OutputName, ...] = ("rgb", "alpha", "depth", "link_id", "flow")
 
 
@@ -106,6 +106,16 @@ def test_all_or_none_may_move_and_equal_depths_keep_their_order() -> None:
     for scene in (gaussians, twins, random_gaussians(4, 0, links=2)):
         for moving in ((), (1,), (0, 1)):
             play(scene, frames, cameras, cache=BackgroundCache(moving))
+
+
+@pytest.mark.parametrize("isa", isas)
+def test_what_hides_and_what_is_hidden_keep_every_bit(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GWORLD_ISA", isa)
+    gaussians, cameras = random_gaussians(8, 6000, links=3, size=0.08), random_cameras(8, 1, 50, 40)
+    solid = replace(gaussians, opacity_logits=torch.full((6000,), 8.0))  # lists go on far behind what is seen
+    faint = replace(gaussians, opacity_logits=torch.full((6000,), -5.0))  # many below the least alpha
+    for scene in (gaussians, solid, faint):
+        play(scene, [moved(step, 1, 3) for step in range(3)], cameras)
 
 
 @pytest.mark.parametrize("isa", isas)

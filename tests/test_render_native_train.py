@@ -13,14 +13,14 @@ from torch import Tensor
 
 from gworld.errors import InputError, MissingBackendError
 from gworld.render import metrics, native_train
-from gworld.render.native import native_isas, native_status
+from gworld.render.native import native_cpu_status, native_isas
 from gworld.render.native_train import l1_ssim_loss, yuv420_planes
 from gworld.render.video import read_video, write_video
 
 pytestmark = pytest.mark.skipif(
-    native_status("cpu") is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
+    native_cpu_status() is not None, reason="the native library is not built (cmake -S cuda_ext -B build)"
 )
-isas = native_isas() if native_status("cpu") is None else ()
+isas = native_isas() if native_cpu_status() is None else ()
 SIZES = [(1, 1), (3, 5), (4, 40), (40, 4), (11, 11), (24, 33), (170, 37), (21, 300), (2, 3, 40, 29)]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.prototype import build_prototype
+from gworld.bench.render_moving import moving_rows
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
 from gworld.bench.splats import Scene, garden, table
 from gworld.bench.training import training_rows
@@ -44,6 +45,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     yield from training_rows(scene, replace(given, peer=None))
     yield from _against_reference(scene, given)
     yield from _worlds(scene, given)
+    yield from moving_rows(given)
     yield from _video(scene, given)
     yield from _soak(scene, given)
 

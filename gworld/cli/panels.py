@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from gworld.render.api import RenderOutput
-from gworld.render.native import native_status
+from gworld.render.native import native_cpu_status
 from gworld.render.native_train import yuv420_planes
 from gworld.render.video import Frame, as_uint8, side_by_side
 
@@ -14,7 +14,7 @@ from gworld.render.video import Frame, as_uint8, side_by_side
 def video_frame(output: RenderOutput, names: tuple[str, ...]) -> Frame:
     """What a video takes of one instant: YUV planes straight from a lone colour picture on the CPU, else panels."""
     picture = output.rgb
-    if names != ("rgb",) or picture is None or picture.device.type != "cpu" or native_status("cpu") is not None:
+    if names != ("rgb",) or picture is None or picture.device.type != "cpu" or native_cpu_status() is not None:
         return draw_panels(output, names)
     return yuv420_planes(picture[0, 0])
 

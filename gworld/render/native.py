@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -66,10 +66,10 @@ class _Gradients(ctypes.Structure):
     ]
 
 
-def native_status(kind: Literal["cpu", "cuda"]) -> str | None:
-    """None when the native renderer of `kind` can run here, else one sentence: why not and what to do."""
+def native_cpu_status() -> str | None:
+    """None when the native CPU renderer can run here, else one sentence: why not and what to do."""
     try:
-        _library(kind)
+        _library("cpu")
     except MissingBackendError as error:
         return str(error)
     return None
@@ -129,18 +129,6 @@ def render_native_cpu(
     else:
         pictures = request.draw(tensors, None) if cache is None else cache.draw(request, gaussians, tensors)
     return RenderOutput(**{name: picture for name, picture in zip(OUTPUTS, pictures, strict=True) if name in outputs})
-
-
-def render_native_cuda(
-    gaussians: Gaussians,
-    world_from_link: Tensor,
-    cameras: Cameras,
-    outputs: Sequence[OutputName] = ("rgb", "alpha"),
-    previous: Previous | None = None,
-    options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
-) -> RenderOutput:
-    """Render on a CUDA device; raises `MissingBackendError` while this build has no CUDA kernels."""
-    raise MissingBackendError(native_status("cuda") or "this build of the native renderer has no CUDA kernels.")
 
 
 class _Context:

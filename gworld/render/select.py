@@ -115,9 +115,9 @@ def why_unavailable(name: ConcreteBackend) -> str | None:
 
         reason = native_cuda_status()
     else:
-        from gworld.render.native import native_status
+        from gworld.render.native import native_cpu_status
 
-        reason = native_status("cpu")
+        reason = native_cpu_status()
     if reason is None:
         _LOADED.add(name)
     return reason
