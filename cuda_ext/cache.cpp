@@ -60,8 +60,9 @@ uint64_t key_of(const Record &record, const std::vector<uint32_t> &rows) {
   return static_cast<uint64_t>(depth) << 32 | rows[record.id];
 }
 
-// Keeps a frame's visible records, numbered by depth.
-void keep_frame(const ViewSetup &view, const Frame &frame, const std::vector<uint32_t> &rows, StillView &out) {
+// Keeps a frame's visible records, numbered by depth, and of each tile's list what some pixel may see.
+void keep_frame(const Kernels &kernels, const ViewSetup &view, const Frame &frame, const std::vector<uint32_t> &rows, Pool &pool,
+                StillView &out) {
   const size_t tiles = static_cast<size_t>(view.tiles_x) * view.tiles_y, entries = frame.tile_start[tiles];
   out.count = frame.visible;
   out.records.reserve(out.count + 1);  // never null
@@ -73,10 +74,19 @@ void keep_frame(const ViewSetup &view, const Frame &frame, const std::vector<uin
     out.keys[i] = key_of(out.records[i], rows);
     place[record] = static_cast<uint32_t>(i);
   }
+  std::vector<uint8_t> used(entries);
+  pool.run(static_cast<int>(tiles), [&](int tile) {
+    kernels.mark(view, tile_list(frame, tile), used.data() + frame.tile_start[tile], tile);
+  });
   out.tile_start.reserve(tiles + 1);
-  out.lists.reserve(entries);
-  std::memcpy(out.tile_start.data, frame.tile_start.data, (tiles + 1) * sizeof(uint32_t));
-  for (size_t i = 0; i < entries; i++) out.lists[i] = place[frame.lists[i]];
+  out.lists.reserve(static_cast<size_t>(std::count(used.begin(), used.end(), 1)));
+  uint32_t count = 0;
+  for (size_t tile = 0; tile < tiles; tile++) {
+    out.tile_start[tile] = count;
+    for (uint32_t i = frame.tile_start[tile]; i < frame.tile_start[tile + 1]; i++)
+      if (used[i]) out.lists[count++] = place[frame.lists[i]];
+  }
+  out.tile_start[tiles] = count;
 }
 
 // For movers first..last-1 in depth order: how many still records lie before each.
@@ -151,7 +161,7 @@ int32_t build_background(const Kernels &kernels, const gw_scene &scene, const ui
     auto kept = std::make_unique<StillView>();
     make_pictures(images, static_cast<size_t>(views.width) * views.height, kept->pictures);
     draw_frame(kernels, view, frame, kept->pictures.view, pool);
-    keep_frame(view, frame, still.rows, *kept);
+    keep_frame(kernels, view, frame, still.rows, pool, *kept);
     background.cameras.push_back(std::move(kept));
   }
   return GW_OK;

@@ -143,6 +143,7 @@ struct Kernels {
   void (*prepare)(const gw_scene &, int chunk, float *columns);
   void (*project)(const gw_scene &, const Columns &, const ViewSetup &, Frame &, int chunk);
   void (*raster)(const ViewSetup &, const TileList &, const ImageView &, int tile);
+  void (*mark)(const ViewSetup &, const TileList &, uint8_t *used, int tile);
   void (*raster_backward)(const ViewSetup &, const Frame &, const ImageView &pictures, const ImageView &gradients,
                           GradientRow *rows, int macro);
   void (*project_backward)(const gw_scene &, const Columns &, const ViewSetup &, const Frame &, const GradientRow *rows,

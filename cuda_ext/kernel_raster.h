@@ -232,6 +232,46 @@ void raster_tile(const ViewSetup &view, const TileList &list, const ImageView &i
   for (int b = 0; b < BLOCKS; b++) write_block(view, images, left + BLOCK * (b & 3), top + BLOCK * (b >> 2), state, b);
 }
 
+// Marks the entries of a block's batch that one of its pixels may see; false when nothing behind can be seen.
+inline bool mark_block(const Batch &batch, const Lattice &pixel, int block, float *transmittance, uint8_t *used) {
+  constexpr float SLACK = 0.01f, DARK = 0.5f * MIN_TRANSMITTANCE;  // generous, by far more than rounding
+  vf running = load_(transmittance);
+  for (int k = 0; k < batch.count[block]; k++) {
+    const uint32_t at = batch.values[block][k];
+    const vf power = log2_alpha_at(batch.local[at], pixel);
+    if (any_((power >= vf(MIN_LOG2_ALPHA - SLACK)) & (running > vf(DARK)))) used[at] = 1;
+    const vf alpha = zero_unless_(power >= vf(MIN_LOG2_ALPHA + SLACK), min_(exp2_fast(power), vf(MAX_ALPHA)));
+    running = fnma_(alpha, running, running);
+  }
+  store_(transmittance, running);
+  return any_(running > vf(DARK));
+}
+
+// used[i] = 1 for the entries that some pixel of the tile may see, else 0. What more Gaussians in front do is to hide
+// further: without the others, a list that is merged with more draws the same bits.
+inline void mark_tile(const ViewSetup &view, const TileList &list, uint8_t *used, int tile) {
+  const int left = tile % view.tiles_x * TILE, top = tile / view.tiles_x * TILE;
+  const Lattice pixel = lattice(1.0f, 0.5f, 0.5f);
+  alignas(64) float transmittance[BLOCKS][LANES];
+  Batch batch;
+  uint32_t alive = 0;
+  for (int b = 0; b < BLOCKS; b++) {
+    const uint32_t inside = pixels_inside(view, left + BLOCK * (b & 3), top + BLOCK * (b >> 2));
+    if (inside) alive |= 1u << b;
+    store_(transmittance[b], zero_unless_(mask_from_bits_(inside), vf(1.0f)));
+  }
+  for (uint32_t i = 0; i < list.count; i++) used[i] = 0;
+  for (uint32_t at = 0; at < list.count && alive; at += BATCH) {
+    const int count = list.count - at < BATCH ? static_cast<int>(list.count - at) : BATCH;
+    load_batch(list, at, count, left, top, alive, batch);
+    for (uint32_t todo = alive; todo; todo &= todo - 1) {
+      const int block = __builtin_ctz(todo);
+      const Lattice here = {pixel.x + vf(BLOCK * (block & 3)), pixel.y + vf(BLOCK * (block >> 2))};
+      if (!mark_block(batch, here, block, transmittance[block], used + at)) alive &= ~(1u << block);
+    }
+  }
+}
+
 template <bool RGB, bool DEPTH>
 inline void raster_tile_of(const ViewSetup &view, const TileList &list, const ImageView &images, int tile) {
   const bool links = images.link_id && view.link_count > 1;

@@ -7,7 +7,8 @@
 namespace gw {
 namespace GW_ISA {
 
-inline const Kernels table = {prepare_chunk, project_chunk, raster_any_tile, backward_macro, project_backward_chunk};
+inline const Kernels table = {prepare_chunk, project_chunk, raster_any_tile, mark_tile, backward_macro,
+                              project_backward_chunk};
 
 }  // namespace GW_ISA
 }  // namespace gw

@@ -39,7 +39,7 @@ def moving_rows(given: BenchInput) -> Iterator[Row]:
             yield Row(f"{label}, cached background, {name}", 1e3 * cached, "ms", baseline=1e3 * full)
     scene = table(0.03 if given.quick else 0.0085)
     part = _split(replace(scene, cameras=resize_cameras(scene.cameras, 128, 96)), 600 if given.quick else 6000)
-    worlds = 8 if given.quick else 256
+    worlds = 8 if given.quick else 64
     full, cached, _ = _compare(part, ("rgb",), worlds, 1 if given.quick else 3)
     label = f"{worlds} worlds of {len(scene.gaussians) / 1000:.0f}k Gaussians at 128x96, cached background"
     rate, baseline = worlds / cached, worlds / full
