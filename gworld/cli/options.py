@@ -14,7 +14,6 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
-from gworld.config import config_from, read_recipe
 from gworld.errors import UsageError
 
 T = TypeVar("T")
@@ -80,6 +79,8 @@ def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:
 
 def _recipe_default(kind: Any, recipe: str) -> Any:
     """Defaults overlaid by a recipe; fields without a default that it leaves out stay missing, for tyro to ask for."""
+    from gworld.config import config_from, read_recipe
+
     mapping = read_recipe(Path(recipe))
     required = {
         f.name

@@ -8,6 +8,7 @@ up), harmonics of degree 1 and up in buckets around 128.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -45,7 +46,8 @@ def decode_streams(
     quat_signs = np.array([1, *signs], np.float32)
     units = (signs * 2.0**-fraction_bits).astype(np.float32)
     rest = rest.reshape(count, 3 * REST_COUNTS[sh_degree])[:, : 3 * REST_COUNTS[degree]]
-    for rows in _blocks(count):
+
+    def decode(rows: slice) -> None:
         if version == 1:
             np.multiply(positions.view("<f2").reshape(-1, 3)[rows], signs.astype(np.float32), out=table.means[rows])
         else:
@@ -60,6 +62,10 @@ def decode_streams(
         xyzw = unpack(rotations.reshape(count, 4 if version >= 3 else 3)[rows])
         np.multiply(xyzw[:, [3, 0, 1, 2]], quat_signs, out=table.quats_wxyz[rows])
         np.take(_LOGITS, alphas[rows], out=table.opacity_logits[rows])
+
+    with ThreadPoolExecutor(2) as pool:  # numpy's arithmetic runs outside the interpreter's lock
+        for _ in pool.map(decode, _blocks(count)):
+            pass
     return table
 
 
