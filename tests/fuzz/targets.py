@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +24,6 @@ class Target:
     options: tuple[tuple[str, Any], ...] = ()
     edit: Callable[[Path], None] | None = None
     verbs: tuple[str, str] = ("read", "write")
-
-    @property
-    def available(self) -> bool:
-        """Whether the module is there."""
-        return importlib.util.find_spec(f"gworld.formats.{self.module}") is not None
 
     def read(self, path: Path) -> Any:
         """What `gworld.formats.<module>.read_<module>` makes of a path."""

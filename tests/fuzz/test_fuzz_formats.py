@@ -35,8 +35,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="address space is lim
 @linux
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutants_are_read_or_refused(name: str) -> None:
-    if not TARGETS[name].available:
-        pytest.skip(f"gworld.formats.{TARGETS[name].module} is not there")
     command = [sys.executable, "-m", "tests.fuzz.run", name, "--count", str(COUNT)]
     # One arena: each further one of the C library's takes 64 MB of address space.
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
@@ -113,8 +111,6 @@ def test_mutants_are_made_from_their_number_alone() -> None:
 @pytest.mark.parametrize("name", [name for name, target in TARGETS.items() if target.shell])
 def test_shells_open_and_close(tmp_path: Path, name: str) -> None:
     target = TARGETS[name]
-    if not target.available:
-        pytest.skip(f"gworld.formats.{target.module} is not there")
     path = tmp_path / target.name
     target.write(path)
     shell, before = SHELLS[target.shell or ""], target.read(path)
