@@ -20,6 +20,7 @@ from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growt
 from gworld.bench.splats import Scene, garden, table
 from gworld.bench.training import training_rows
 from gworld.render.api import RenderOptions
+from gworld.render.native import native_isas
 from gworld.render.native_train import yuv420_planes
 from gworld.render.paths import orbit, path_cameras
 from gworld.render.select import backend_status, render
@@ -75,6 +76,8 @@ def _speed(scene: Scene, given: BenchInput) -> Iterator[Row]:
                 ("avx512", FULL, 0.85),
                 ("avx2", ("rgb",), 0.9),
             ):
+                if isa not in native_isas():
+                    continue
                 with _instruction_set(isa):
                     ours = _forward(big, outputs)
                     theirs = (lambda s=scale, i=isa: peer.forward_ms(s, _threads(), i)) if peer else None
