@@ -75,11 +75,16 @@ def _not_finite(path: Path) -> SplatTable:
     return table
 
 
+def _ask_for_much(path: Path) -> np.ndarray:
+    """1 GiB: no hole that earlier tests left in the heap is as large, so this always asks the system."""
+    return np.ones(1 << 30, np.uint8)
+
+
 DEEDS: dict[str, tuple[Callable[[Path], Any], str | None]] = {
     "reads": (lambda path: small_table(), None),
     "refuses": (_refuse, ""),
     "foreign": (lambda path: {}["x"], "KeyError"),
-    "memory": (lambda path: np.ones(100 << 20, np.uint8), "MemoryError"),
+    "memory": (_ask_for_much, "MemoryError"),
     "hang": (_spin, "_TooSlow"),
     "not finite": (_not_finite, "column sh of Gaussian 7"),
     "writes": (lambda path: (path.parent.parent / "outside").write_bytes(b""), "wrote or removed"),
