@@ -1,0 +1,1 @@
+"""Evaluate: the pages and figures that tell a user how good a run is."""
