@@ -17,7 +17,7 @@ import tyro
 from gworld.errors import UsageError
 
 T = TypeVar("T")
-MARKS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+MARKS = (tyro.conf.FlagCreatePairsOff,)
 
 
 def parse_options(kind: type[T], arguments: Sequence[str], name: str, about: str) -> T:
