@@ -18,6 +18,7 @@ from gworld.bench.prototype import build_prototype
 from gworld.bench.render_moving import moving_rows
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
 from gworld.bench.splats import Scene, garden, table
+from gworld.bench.thresholds import agreement_rows
 from gworld.bench.training import training_rows
 from gworld.render.api import RenderOptions
 from gworld.render.native import native_isas
@@ -57,8 +58,7 @@ def _agreement(scene: Scene, usable: list[str]) -> Iterator[Row]:
     truth = _draw(small, ("rgb",), "reference")
     for name in usable:
         if name != "reference":
-            difference = (_draw(small, ("rgb",), name).cpu() - truth).abs()
-            yield at_most(f"{name}, largest difference from reference", float(difference.max()), "", 1e-4)
+            yield from agreement_rows(name, _draw(small, ("rgb",), name), truth, small)
 
 
 def _speed(scene: Scene, given: BenchInput) -> Iterator[Row]:

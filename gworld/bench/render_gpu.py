@@ -16,6 +16,7 @@ import torch
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.rows import Row, at_least, at_most
 from gworld.bench.splats import Scene, garden, table
+from gworld.bench.thresholds import agreement_rows
 from gworld.errors import MissingBackendError
 from gworld.geometry import invert_transform
 from gworld.render.native_cuda import native_cuda_status, render_native_cuda
@@ -49,7 +50,7 @@ def _agreement(scene: Scene) -> Iterator[Row]:
     on_gpu = _to_gpu(small)
     found = render_native_cuda(on_gpu.gaussians, on_gpu.poses, on_gpu.cameras, ("rgb",)).rgb
     assert truth is not None and found is not None
-    yield at_most("native-cuda, largest difference from reference", float((found.cpu() - truth).abs().max()), "", 1e-4)
+    yield from agreement_rows("native-cuda", found, truth, small)
     theirs = _peer(on_gpu)()
     yield Row("gsplat, largest difference from reference", float((theirs[0].cpu() - truth[0]).abs().max()), "")
 
