@@ -1,0 +1,145 @@
+"""Poses of footage: known ones as they are, else found by structure from motion and judged before the fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from gworld.capture.footage import Footage, FootageCamera, Shot
+from gworld.capture.gate import GateOptions, PoseQuality, check_quality, measure_quality
+from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
+from gworld.capture.sfm import Solution, SolveOptions, points_of, solve, triangulate, views_of
+from gworld.capture.stillness import check_motion
+from gworld.capture.undistort import undistort_views
+from gworld.errors import InputError
+from gworld.formats.transforms import write_transforms
+from gworld.scene.views import View, Views
+
+WORKSPACE = ".sfm"
+
+
+@dataclass(frozen=True)
+class PoseOptions:
+    """How poses are found and what they must reach."""
+
+    matching: MatchOptions = field(default_factory=MatchOptions)
+    solving: SolveOptions = field(default_factory=SolveOptions)
+    gate: GateOptions = field(default_factory=GateOptions)
+    triangulate: bool = True
+    """With known poses: also triangulate points, to start the Gaussians from."""
+
+
+@dataclass(frozen=True)
+class Posed:
+    """Pinhole views whose files lie in the folder of their `transforms.json`, what they are worth, and how found."""
+
+    views: Views
+    quality: PoseQuality
+    how: str
+
+
+def find_poses(
+    footage: Footage,
+    folder: Path,
+    options: PoseOptions = PoseOptions(),
+    known: Views | None = None,
+    progress: Progress = None,
+) -> Posed:
+    """Pose the pictures of a footage and write them undistorted, with `transforms.json` and points, into `folder`.
+
+    `known` are the poses of the footage's pictures where they are known; they are kept as they are. Otherwise they are
+    found, in an arbitrary frame and unit (`metric` False). Raises `InputError` when the camera stands still or only
+    turns, and when the poses fall below the gate.
+    """
+    workspace = folder / WORKSPACE
+    try:
+        if known is not None:
+            return _keep(footage, known, folder, options, progress)
+        matched = match_footage(footage, workspace, options.matching, progress)
+        check_motion(matched)
+        solution, quality = _best(list(solve(matched, workspace, options.solving, progress)), matched)
+        check_quality(quality, str(footage.folder), options.gate)
+        views = undistort_views(views_of(solution, matched), folder, progress)
+        write_transforms(views, folder / "transforms.json")
+        return Posed(views, quality, f"{solution.how} structure from motion")
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, PoseQuality]:
+    """The solution that explains most: registered share times explained share of matches, on unmasked pixels."""
+    if not solutions:
+        raise InputError(
+            f"`{matched.footage.folder}`: no two pictures fit together (about {matched.features:.0f} points of "
+            "interest per picture were found). Film the scene with more overlap between pictures, with more light or "
+            "texture, or give the poses (`--poses`)."
+        )
+    measured = [(solution, measure_quality(solution, matched)) for solution in solutions]
+    return max(measured, key=lambda pair: _worth(pair[1]))
+
+
+def _worth(quality: PoseQuality) -> float:
+    share = quality.registered / quality.pictures
+    return share * (1 - np.nan_to_num(quality.moving, nan=1.0)) - 0.02 * np.nan_to_num(quality.error, nan=10.0)
+
+
+def _keep(footage: Footage, known: Views, folder: Path, options: PoseOptions, progress: Progress) -> Posed:
+    """Known poses: pictures undistorted, points triangulated where there are none."""
+    if not len(known):
+        raise InputError(
+            f"none of the {len(footage)} pictures of `{footage.folder}` has a known pose; check `--poses`."
+        )
+    views = undistort_views(known, folder, progress)
+    quality = _unmeasured(len(footage), len(views), len(views.points))
+    if options.triangulate and not len(views.points) and len(views) > 1:
+        views, quality = _with_points(views, folder, options, quality, progress)
+    write_transforms(views, folder / "transforms.json")
+    return Posed(views, quality, "known poses")
+
+
+def _with_points(
+    views: Views, folder: Path, options: PoseOptions, quality: PoseQuality, progress: Progress
+) -> tuple[Views, PoseQuality]:
+    """Views with triangulated points and what was measured of them; as they are where pictures show too little."""
+    pinhole = _footage_of(views, folder)
+    try:
+        matched = match_footage(pinhole, folder / WORKSPACE, options.matching, progress)
+    except InputError:
+        return views, quality
+    model = triangulate(matched, views, folder / WORKSPACE / "known", options.solving)
+    points, colors = points_of(model)
+    if not len(points):
+        return views, quality
+    measured = measure_quality(Solution(model, "known", 1), matched)
+    return replace(views, points=points, colors=colors), replace(measured, pictures=quality.pictures)
+
+
+def _footage_of(views: Views, folder: Path) -> Footage:
+    """Pinhole views as footage whose cameras are known."""
+    lenses: dict[tuple[float, ...], int] = {}
+    shots = []
+    for index, view in enumerate(views.views):
+        K = view.K.double()
+        lens = (view.width, view.height, *(K[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2))))
+        number = lenses.setdefault(lens, len(lenses))
+        if view.image is None:
+            raise InputError(f"view `{view.name}` has no picture; put it beside the poses.")
+        shots.append(Shot(view.name, number, view.image, index, view.time, view.mask))
+    cameras = [
+        FootageCamera(f"lens {number}", int(lens[0]), int(lens[1]), K=lens[2:]) for lens, number in lenses.items()
+    ]
+    return Footage(folder, tuple(cameras), tuple(shots))
+
+
+def _unmeasured(pictures: int, registered: int, points: int) -> PoseQuality:
+    unknown = float("nan")
+    return PoseQuality(pictures, registered, 1, points, unknown, unknown, unknown, unknown, unknown, unknown)
+
+
+def view_of(posed: Posed, name: str) -> View | None:
+    """The view of a shot by its name, None where the shot has no pose."""
+    return next((view for view in posed.views.views if Path(view.name).stem == name), None)
