@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from gworld.errors import InputError
 from gworld.files import atomic_folder, existing_file, read_json, safe_join, write_json
@@ -17,10 +19,11 @@ from gworld.scene.cameras import Cameras
 from gworld.scene.links import Link
 from gworld.scene.world import ActionSpec, Entity, World
 
-__all__ = ["World", "load_world", "save_world"]
+__all__ = ["World", "gaussians_hash", "load_world", "save_world"]
 
 FORMAT = "gworld world 1"
-OWN = ("world.json", "gaussians.ply", "coverage.safetensors", "agents", "dynamics", "refiner")
+COVERAGE_FILE = "coverage.safetensors"
+OWN = ("world.json", "gaussians.ply", COVERAGE_FILE, "agents", "dynamics", "refiner")
 
 
 def load_world(folder: str | Path) -> World:
@@ -55,6 +58,7 @@ def load_world(folder: str | Path) -> World:
 def save_world(world: World, folder: str | Path, *, overwrite: bool = False) -> None:
     """Write a world folder atomically; robot models are copied from where the world was loaded.
 
+    So is its coverage, as long as the Gaussians are the ones that it was measured on.
     Raises `UsageError` when the folder exists and `overwrite` is False.
     """
     with atomic_folder(folder, own=OWN, overwrite=overwrite) as temporary:
@@ -63,6 +67,27 @@ def save_world(world: World, folder: str | Path, *, overwrite: bool = False) -> 
         write_json(temporary / "world.json", _mapping(world))
         if world.folder is not None and (world.folder / "agents").is_dir():
             shutil.copytree(world.folder / "agents", temporary / "agents", symlinks=False)
+        bound = None if world.folder is None else _bound_hash(world.folder / COVERAGE_FILE)
+        if world.folder is not None and bound is not None and bound == gaussians_hash(temporary):
+            shutil.copyfile(world.folder / COVERAGE_FILE, temporary / COVERAGE_FILE)
+
+
+def gaussians_hash(folder: str | Path) -> str:
+    """The sha256 of a world's `gaussians.ply`, which what was measured on it names; raises `InputError` without one."""
+    digest = hashlib.sha256()
+    with open(existing_file(Path(folder) / "gaussians.ply"), "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _bound_hash(file: Path) -> str | None:
+    """The Gaussians' hash that a file of measurements names; None without one."""
+    try:
+        with safe_open(file, framework="pt") as parts:
+            return (parts.metadata() or {}).get("gaussians")
+    except (OSError, SafetensorError):
+        return None
 
 
 def _entity(entry: dict[str, Any]) -> Entity:
