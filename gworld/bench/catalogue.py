@@ -11,6 +11,7 @@ from gworld.bench.rows import Row
 from gworld.errors import UsageError
 
 BENCHES = {
+    "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
     "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",

@@ -11,7 +11,8 @@ from gworld.data.toys import tabletop_world
 from gworld.geometry import transform_from_pose
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras, intrinsics, look_at
-from gworld.scene.views import View, Views
+from gworld.scene.gaussians import Gaussians
+from gworld.scene.views import View, Views, cameras_of
 
 
 def tabletop_views(folder: Path, count: int, width: int, height: int, seed: int = 0, spacing: float = 0.012) -> Views:
@@ -37,6 +38,21 @@ def tabletop_views(folder: Path, count: int, width: int, height: int, seed: int 
     points = (pose[:, :3, :3] @ world.gaussians.means[rows][..., None])[..., 0] + pose[:, :3, 3]
     colours = (world.gaussians.sh[rows, 0] * 0.28209479 + 0.5).clamp(0, 1)
     return Views(tuple(views), points, (colours * 255).round().to(torch.uint8), metric=True)
+
+
+def depth_error(gaussians: Gaussians, views: Views, spacing: float = 0.012) -> float:
+    """Median difference in metres between the depth of fitted Gaussians and the table's, where both are opaque."""
+    world = tabletop_world(spacing)
+    links = transform_from_pose(torch.tensor([link.pose for link in world.links]))
+    cameras, errors = cameras_of(views), []
+    with torch.no_grad():
+        for index in range(len(cameras)):
+            drawn = render(gaussians, None, cameras[index], outputs=("depth", "alpha"))
+            true = render(world.gaussians, links, cameras[index], outputs=("depth", "alpha"))
+            assert drawn.depth is not None and true.depth is not None
+            assert drawn.alpha is not None and true.alpha is not None
+            errors.append((drawn.depth - true.depth)[(drawn.alpha > 0.5) & (true.alpha > 0.95)].abs())
+    return float(torch.cat(errors).median())
 
 
 def ring_cameras(count: int, width: int, height: int) -> Cameras:

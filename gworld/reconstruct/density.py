@@ -21,8 +21,8 @@ DEAD = 0.005
 MOST_COPIES = 51
 NOISE = 5e5
 """Strength of the exploration noise, in units of the positions' learning rate."""
-SOLID = 0.1
-"""Opacity from which on the noise is below a ten-thousandth of its full strength and is left out."""
+SOLID = 0.07
+"""Opacity from which on the noise is below a five-hundredth of its full strength and is left out."""
 
 Params = dict[str, Tensor]
 

@@ -127,10 +127,14 @@ def in_the_open(
         share = torch.rand(each, generator=generator).to(pixel)
         z = 1 / (share / far + (1 - share) / near)
         column, row = (pixel[:, 0] * width).long(), (pixel[:, 1] * height).long()
+        if picture.mask is not None:
+            usable = picture.mask[row, column]
+            column, row, z = column[usable], row[usable], z[usable]
         places.append(_unproject(picture, column + 0.5, row + 0.5, z))
         colours.append(picture.truth[row, column])
-    order = torch.randperm(each * len(pictures), generator=generator)[:count].to(places[0].device)
-    return torch.cat(places)[order], torch.cat(colours)[order]
+    found, seen = torch.cat(places), torch.cat(colours)
+    order = torch.randperm(len(found), generator=generator)[:count].to(found.device)
+    return found[order], seen[order]
 
 
 def _from_depth(album: Album, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:

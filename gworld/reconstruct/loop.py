@@ -146,7 +146,6 @@ def _tell(loop: Loop, loss: float, before: float, after: float) -> None:
         )
         if score is not None:
             row |= {"psnr": score.psnr, "ssim": score.ssim, "psnr_half": score.psnr_half, "ssim_half": score.ssim_half}
-            row |= {"psnr_mask": score.psnr_mask} if score.psnr_mask == score.psnr_mask else {}
             state.history.append(row)
     loop.log.metrics(state.step, **{name: value for name, value in row.items() if name != "step"})
     if loop.report is not None:

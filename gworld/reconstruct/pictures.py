@@ -85,6 +85,7 @@ def _read(view: View, size: tuple[int, int], depth_scale: float, device: torch.d
     usable = None
     if mask is not None:
         usable = torch.from_numpy(np.array(mask.resize(size, Image.Resampling.BOX)) >= USABLE).to(device)
+        rgb[~usable.cpu()] = 0  # SSIM's window looks across the mask's border: what is ignored must not be there at all
     return Picture(rgb.to(device), _camera(view, size, device), usable, depth)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,23 +15,22 @@ from gworld.reconstruct.step import Setting, draw
 from gworld.render.metrics import psnr
 from gworld.scene.gaussians import Gaussians
 
-FIGURES = ("psnr", "ssim", "psnr_half", "ssim_half", "psnr_mask")
+FIGURES = ("psnr", "ssim", "psnr_half", "ssim_half")
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the held-out views, and each view's own.
+    """Means over the held-out views, and the `psnr` of each in `views`. Where a view has a mask, only its pixels count.
 
-    `psnr` and `ssim` are the full frame as drawn, with the fitted views' mean exposure and the poses as given.
+    `psnr` and `ssim` are the whole picture as drawn, with the fitted views' mean exposure and the poses as given.
     `psnr_half` and `ssim_half` are of the right half of each picture, after gain and offset per channel were fitted on
-    its left half: exposure of an unseen picture cannot be known otherwise. `psnr_mask` counts masked-in pixels only.
+    its left half: the exposure of an unseen picture cannot be known otherwise.
     """
 
     psnr: float
     ssim: float
     psnr_half: float
     ssim_half: float
-    psnr_mask: float
     views: dict[str, float]
 
 
@@ -49,24 +49,16 @@ def score_views(setting: Setting, album: Album, gaussians: Gaussians, background
 
 
 def score_image(setting: Setting, image: Float[Tensor, "H V 3"], picture: Picture) -> list[float]:
-    """The figures of one picture, in the order of `Score`."""
+    """The figures of one picture, in the order of `FIGURES`; NaN where nothing counts."""
     truth, half = picture.truth, picture.rgb.shape[1] // 2
-    gain, offset = fit_exposure(
-        image[:, :half], truth[:, :half], None if picture.mask is None else picture.mask[:, :half]
-    )
+    mask = torch.ones_like(truth[..., 0], dtype=torch.bool) if picture.mask is None else picture.mask
+    gain, offset = fit_exposure(image[:, :half], truth[:, :half], mask[:, :half])
     right = (image[:, half:] * gain + offset).clamp(0, 1).contiguous()
-    right_truth = truth[:, half:].contiguous()
-    masked = float("nan")
-    if picture.mask is not None and bool(picture.mask.any()):
-        masked = float(psnr(image, truth, picture.mask))
-    return [
-        float(psnr(image, truth)),
-        _ssim(setting, image, truth),
-        float(psnr(right, right_truth)),
-        _ssim(setting, right, right_truth),
-        masked,
-    ]
+    return [*_likeness(setting, image, truth, mask), *_likeness(setting, right, truth[:, half:], mask[:, half:])]
 
 
-def _ssim(setting: Setting, image: Tensor, truth: Tensor) -> float:
-    return 1.0 - float(setting.tools.loss(image, truth, ssim_weight=1.0))
+def _likeness(setting: Setting, image: Tensor, truth: Tensor, mask: Tensor) -> tuple[float, float]:
+    if not bool(mask.any()):
+        return math.nan, math.nan
+    loss = setting.tools.loss(image, truth.contiguous(), ssim_weight=1.0, mask=mask.contiguous())
+    return float(psnr(image, truth, mask)), 1.0 - float(loss)
