@@ -119,10 +119,11 @@ NAMES = (
     "good_plain good_one_frame good_odd_size good_tiny good_wide good_mkv good_webm good_vp8 good_avi good_mjpeg "
     "good_ts good_mpeg2 good_flv good_gif good_lossless good_rgb good_grey good_grey16 good_alpha good_png "
     "good_prores good_10bit good_hevc10 good_variable_rate good_late_start good_interlaced good_all_keyframes "
-    "good_one_keyframe good_raw_h264 good_turned good_wrong_suffix good_no_suffix bad_empty bad_one_byte "
-    "bad_noise bad_zeros bad_truncated_index bad_only_start cut_mkv cut_ts noise_inside_mkv noise_inside_mp4 "
-    "lying_size_in_mp4 lying_count lying_length lying_time_scale lying_offsets lying_box_size bad_playlist "
-    "bad_concat bad_dash bad_sdp bad_text bad_html bad_program bad_subtitles bad_picture bad_sound_only "
+    "good_one_keyframe good_raw_h264 good_turned good_wrong_suffix good_no_suffix good_change_of_size bad_empty "
+    "bad_one_byte bad_noise bad_zeros bad_truncated_index bad_only_start cut_mkv cut_ts noise_inside_mkv "
+    "noise_inside_mp4 lying_size_in_mp4 lying_count lying_length lying_time_scale lying_offsets lying_box_size "
+    "bad_playlist bad_concat bad_dash bad_sdp bad_text bad_html bad_program bad_subtitles bad_picture "
+    "bad_sound_only "
 )
 
 
@@ -143,6 +144,8 @@ def zoo(folder: Path) -> dict[str, Path]:
     plain = made["good_plain"].read_bytes()
     put("good_wrong_suffix", "avi", plain)
     put("good_no_suffix", "", plain)
+    other = write(folder / "other.ts", moving(5, 128, 96)).read_bytes()
+    put("good_change_of_size", "ts", made["good_ts"].read_bytes() + other)
     _add_damaged(put, plain, made["good_all_keyframes"].read_bytes(), made["good_ts"].read_bytes())
     _add_foreign(put, folder)
     made["bad_sound_only"] = write_sound(folder / "bad_sound_only.mp4")

@@ -21,7 +21,17 @@ from typing import Any
 import numpy as np
 
 from gworld.capture.footage import FILE, Footage, FootageCamera, Shot, load_footage, save_footage
-from gworld.capture.keyframes import LOOK_SIDE, KeyframeOptions, Looks, choose, look, nearest, relative_sharpness
+from gworld.capture.keyframes import (
+    LOOK_SIDE,
+    KeyframeOptions,
+    Looks,
+    choose,
+    grey_of,
+    look,
+    nearest,
+    relative_sharpness,
+    sharpness_of,
+)  # fmt: skip
 from gworld.capture.rgbd import MILLIMETRE
 from gworld.capture.sources import Picture, Source, open_source, read_pictures
 from gworld.errors import InputError, UsageError
@@ -83,7 +93,7 @@ def extract_footage(
     if not inputs:
         raise UsageError("no footage was given; name at least one video or folder of pictures.")
     tell = progress or (lambda _stage, _share: None)
-    target, key = Path(folder), _key(inputs, options)
+    target, key = Path(folder), _key(inputs, options, Path(folder))
     if (done := _finished(target, key)) is not None:
         tell("footage is there already", 1.0)
         return done
@@ -114,16 +124,18 @@ def load_facts(folder: str | Path) -> tuple[CameraFacts, ...]:
         raise InputError(f"`{file}` is damaged ({error}). Capture the footage again.") from error
 
 
-def _key(inputs: Sequence[Path], options: KeyframeOptions) -> str:
-    """A fingerprint of what the footage is made from: names, sizes, times of change, options."""
+def _key(inputs: Sequence[Path], options: KeyframeOptions, folder: Path) -> str:
+    """A fingerprint of what the footage is made from: names, sizes, times of change, options; `folder` is left out."""
     entries: list[Any] = [FORMAT, asdict(options)]
+    own = folder.resolve()
     for given in inputs:
         path = Path(given).resolve()
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            with contextlib.suppress(OSError):
-                state = file.stat()
-                entries.append([str(file), state.st_size, state.st_mtime_ns])
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if own not in file.parents and not file.name.startswith("."):
+                with contextlib.suppress(OSError):
+                    state = file.stat()
+                    whole = () if file.is_dir() else (state.st_size, state.st_mtime_ns)
+                    entries.append([str(file), *whole])
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
@@ -218,7 +230,9 @@ def _write(
                 suffix = f"-{len(own)}" if len(own) > 1 else ""
                 cameras.append(_camera(source, name + suffix, kind))
             shots.append(_write_shot(picture, shot_names[picture.index], own[kind], folder, source, scale))
-            shots[-1] = replace(shots[-1], sharpness=choice.sharpness.get(picture.index, 0.0))
+            sharp = choice.sharpness.get(picture.index)
+            sharp = sharpness_of(grey_of(picture.pixels, LOOK_SIDE)) if sharp is None else sharp
+            shots[-1] = replace(shots[-1], sharpness=sharp)
             part(f"writing {source.path.name}", (len(shots) - before) / max(1, len(choice.indices)))
         if len(shots) == before:
             raise InputError(f"`{choice.source.path}` gave no picture the second time it was read. Check the disk.")

@@ -21,13 +21,15 @@ MOVING_QUANTILE = 0.6
 """Of the tracked points' motions, the one taken for the camera's: two fifths of the picture must move."""
 REANCHOR = 0.06
 """Motion, as a share of the longer side, after which points are found anew."""
-SURVIVORS = 0.4
-"""Share of the anchor's points that must still be tracked."""
+SURVIVORS = 0.7
+"""Share of the anchor's points that must still be tracked: what covers fewer cannot outvote the rest."""
 REST = 0.01
 """Motion, as a share of the longer side, that is not yet a camera's way: tremble, or noise of the tracks."""
 STILL = 0.1
 """A camera whose picture moves less than this share of its longer side in all stands still: no poses follow from it."""
 MIN_POINTS = 12
+PER_CELL = 4
+"""Points in each of the cells, twelve along the longer side."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ def look(pictures: Iterable[tuple[int, float | None, UInt8[np.ndarray, "H W 3"]]
     indices: list[int] = []
     tracker = Tracker()
     for index, moment, pixels in pictures:
-        grey = _grey(pixels, LOOK_SIDE)
-        path = tracker.follow(_grey(pixels, TRACK_SIDE) if max(grey.shape) > TRACK_SIDE else grey)
+        grey = grey_of(pixels, LOOK_SIDE)
+        path = tracker.follow(grey_of(pixels, TRACK_SIDE) if max(grey.shape) > TRACK_SIDE else grey)
         indices.append(index)
         rows.append((len(rows) * max_gap if moment is None else moment, sharpness_of(grey), path))
     table = np.array(rows, np.float64).reshape(-1, 3)
@@ -125,27 +127,24 @@ class Tracker:
     previous: Any = None
     anchor: Any = None
     points: Any = None
-    found: int = 0
+    alive: Any = None
 
     def follow(self, grey: UInt8[np.ndarray, "H W"]) -> float:
         """The way of the picture up to this one, in longer sides."""
-        if self.previous is None or self.previous.shape != grey.shape:
-            self._anchor(grey)
+        if self.previous is None or self.previous.shape != grey.shape or len(self.anchor) < MIN_POINTS:
+            self._anchor(grey)  # the first, or nothing to follow so far
             return self.base
-        if self.found >= MIN_POINTS:
-            self._track(grey)
-        if self.found < MIN_POINTS:  # nothing to follow here, perhaps later
-            self._anchor(grey)
-            return self.base
-        if len(self.anchor) < MIN_POINTS:  # a cut, or too fast to follow
+        self._track(grey)
+        alive, side = int(self.alive.sum()), max(grey.shape)
+        if alive < MIN_POINTS:  # a cut, or too fast to follow
             self.base += max(self.reached, REANCHOR)
             self._anchor(grey)
             return self.base
-        moved = np.linalg.norm(self.points - self.anchor, axis=1)
-        self.reached = float(np.quantile(moved, MOVING_QUANTILE)) / max(grey.shape)
+        moved = np.linalg.norm(self.points - self.anchor, axis=1)[self.alive]
+        self.reached = float(np.quantile(moved, MOVING_QUANTILE)) / side
         self.previous = grey
         way = self.base + self.reached
-        if self.reached > REANCHOR or len(self.anchor) < SURVIVORS * self.found:
+        if self.reached > REANCHOR or alive < SURVIVORS * len(self.anchor):
             # Points are also lost where something passes in front of a camera at rest: that is no way of its own.
             self.base = way if self.reached > REST else self.base
             self._judge_parallax()
@@ -153,14 +152,12 @@ class Tracker:
         return way
 
     def _anchor(self, grey: np.ndarray) -> None:
-        import cv2
-
-        corners = cv2.goodFeaturesToTrack(grey, 300, 0.003, max(4.0, max(grey.shape) / 40))
-        self.anchor = np.zeros((0, 2), np.float32) if corners is None else corners.reshape(-1, 2)
-        self.points, self.found, self.previous, self.reached = self.anchor.copy(), len(self.anchor), grey, 0.0
+        self.anchor = _corners(grey)
+        self.points, self.previous, self.reached = self.anchor.copy(), grey, 0.0
+        self.alive = np.ones(len(self.anchor), bool)
 
     def _track(self, grey: np.ndarray) -> None:
-        """Move the points on, and drop those that do not find their way back."""
+        """Move the points on, and give up those that do not find their way back."""
         import cv2
 
         def flow(start: Any, end: Any, points: Any) -> tuple[Any, Any, Any]:
@@ -169,22 +166,41 @@ class Tracker:
 
         ahead, good, _ = flow(self.previous, grey, self.points)
         back, home, _ = flow(grey, self.previous, ahead)
-        keep = (good.ravel() > 0) & (home.ravel() > 0) & (np.abs(back - self.points).max(axis=1) < 0.7)
-        self.points, self.anchor = ahead[keep], self.anchor[keep]
+        found = (good.ravel() > 0) & (home.ravel() > 0) & (np.abs(back - self.points).max(axis=1) < 0.7)
+        self.points, self.alive = ahead, self.alive & found
 
     def _judge_parallax(self) -> None:
         """What a homography, which explains any turn of the camera, leaves of the motion since the anchor."""
         import cv2
 
-        if len(self.points) < 3 * MIN_POINTS or self.reached < REST:
+        anchor, points = self.anchor[self.alive], self.points[self.alive]
+        if len(points) < 3 * MIN_POINTS or self.reached < REST:
             return
         cv2.setRNGSeed(0)
-        H, _ = cv2.findHomography(self.anchor, self.points, cv2.RANSAC, 1.0)
+        H, _ = cv2.findHomography(anchor, points, cv2.RANSAC, 1.0)
         if H is None:
             return
-        predicted = cv2.perspectiveTransform(self.anchor[None], H)[0]
-        left, moved = (np.linalg.norm(self.points - other, axis=1) for other in (predicted, self.anchor))
+        predicted = cv2.perspectiveTransform(anchor[None], H)[0]
+        left, moved = (np.linalg.norm(points - other, axis=1) for other in (predicted, anchor))
         self.parallax.append(min(1.0, float(np.quantile(left, 0.75) / max(1e-6, np.quantile(moved, 0.75)))))
+
+
+def _corners(grey: np.ndarray) -> np.ndarray:
+    """Corner points [N, 2], at most `PER_CELL` in each cell of a grid, so that no rich patch outvotes the rest."""
+    import cv2
+
+    side = max(grey.shape)
+    found = cv2.goodFeaturesToTrack(grey, 2000, 0.001, max(3.0, side / 64))
+    if found is None:
+        return np.zeros((0, 2), np.float32)
+    points = found.reshape(-1, 2)  # the best first
+    cell = (points // (side / 12)).astype(np.int64)
+    number = cell[:, 1] * 64 + cell[:, 0]
+    order = np.argsort(number, kind="stable")
+    starts = np.r_[True, np.diff(number[order]) > 0]
+    place = np.arange(len(order))
+    rank = place - np.maximum.accumulate(np.where(starts, place, 0))
+    return np.ascontiguousarray(points[np.sort(order[rank < PER_CELL])])
 
 
 def relative_sharpness(looks: Looks, reach: float = 0.5) -> Float[np.ndarray, "N"]:
@@ -237,7 +253,8 @@ def nearest(times: np.ndarray, instants: np.ndarray) -> np.ndarray:
     return np.unique(np.where(closer, after - 1, after))
 
 
-def _grey(pixels: np.ndarray, side: int) -> np.ndarray:
+def grey_of(pixels: np.ndarray, side: int) -> UInt8[np.ndarray, "h w"]:
+    """Brightness of an RGB (or grey) picture `[H, W, 3]`, made smaller until its longer side has `side` pixels."""
     import cv2
 
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)

@@ -19,7 +19,7 @@ from gworld.errors import InputError
 from gworld.files import existing_file
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 LOSSLESS = frozenset((".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"))
 MAX_PIXELS = 120_000_000
 _DAMAGE = (
@@ -120,6 +120,7 @@ def _open(path: Path) -> Iterator[Any]:
     """A picture of an allowed format and size; what goes wrong while the block reads it becomes `InputError`."""
     from PIL import Image
 
+    Image.init()  # Pillow knows a format only once its module is loaded
     file = existing_file(path)
     try:
         with warnings.catch_warnings():
@@ -130,6 +131,8 @@ def _open(path: Path) -> Iterator[Any]:
                         f"`{file}` has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read."
                     )
                 yield image
+    except Image.DecompressionBombError as error:
+        raise InputError(f"`{file}` says it has far more than the {MAX_PIXELS} pixels that are read.") from error
     except _DAMAGE as error:
         reason = str(error).split("\n")[0][:120] or type(error).__name__
         reason = "no picture of a kind that is read" if "cannot identify" in reason else reason

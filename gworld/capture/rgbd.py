@@ -104,20 +104,22 @@ def _from_json(file: Path) -> Calibration | None:
         return None
     names = {"fx": ("fx", "fl_x"), "fy": ("fy", "fl_y"), "cx": ("cx", "ppx"), "cy": ("cy", "ppy")}
     values = {key: next((data[name] for name in given if name in data), None) for key, given in names.items()}
-    numbers: Any = list(values.values())
+    numbers: list[Any] = list(values.values())
     if None in numbers:
-        matrix = data.get("intrinsic_matrix", data.get("K"))
-        if matrix is None:
-            return None
-        flat = [value for row in matrix for value in (row if isinstance(row, list) else [row])]
-        # Open3D writes its nine numbers column by column.
-        flat = flat if isinstance(matrix[0], list) or len(flat) != 9 or _number(flat[2]) else _transposed(flat)
-        return _calibration(file, [flat[0], flat[4], flat[2], flat[5]] if len(flat) == 9 else [], data)
-    return _calibration(file, numbers, data)
+        numbers = _matrix_numbers(data.get("intrinsic_matrix", data.get("K")))
+    return _calibration(file, numbers, data) if numbers else None
 
 
-def _transposed(flat: list[Any]) -> list[Any]:
-    return [flat[3 * column + row] for row in range(3) for column in range(3)]
+def _matrix_numbers(matrix: Any) -> list[Any]:
+    """fx fy cx cy of a 3 x 3 matrix: rows of rows, or nine numbers; Open3D writes those column by column."""
+    if not isinstance(matrix, list):
+        return []
+    nested = all(isinstance(row, list) for row in matrix)
+    flat = [value for row in matrix for value in row] if nested else matrix
+    if len(flat) != 9:
+        return []
+    columns = not nested and not _number(flat[2])
+    return [flat[0], flat[4], flat[6], flat[7]] if columns else [flat[0], flat[4], flat[2], flat[5]]
 
 
 def _from_text(file: Path) -> Calibration | None:

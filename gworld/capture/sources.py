@@ -104,11 +104,11 @@ def read_pictures(
         for frame in frames:
             yield Picture(frame.index, frame.time, frame.pixels)
         return
-    due = -1e-9
+    due = 0.0
     for index in range(0, source.count, every) if indices is None else indices:
         moment = source.times[index] if source.times else None
         if indices is None and rate and moment is not None:
-            if moment < due:
+            if moment < due - 0.05 / rate:
                 continue
             due = max(due + 1 / rate, moment + 0.5 / rate)
         pixels, mask = read_picture(source.files[index], max_side)

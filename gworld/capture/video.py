@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from gworld.errors import InputError, MissingBackendError
+from gworld.errors import InputError, MissingBackendError, ResourceError
 from gworld.files import existing_file
 
 COMMAND = (sys.executable, "-m", "gworld.capture.worker")
@@ -155,16 +155,19 @@ def _worker(file: Path, request: dict[str, Any]) -> Iterator[subprocess.Popen[by
     paths = os.pathsep.join(entry for entry in sys.path if entry)
     environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     with open(file, "rb") as stream:
-        process = subprocess.Popen(
-            [*COMMAND, str(stream.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(stream.fileno(),),
-            cwd=_HOME,
-            env=environment,
-            bufsize=0,
-        )
+        try:
+            process = subprocess.Popen(
+                [*COMMAND, str(stream.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(stream.fileno(),),
+                cwd=_HOME,
+                env=environment,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise ResourceError(f"no decoder could be started for `{file}`: {error}. Close other programs.") from error
     with process:
         try:
             assert process.stdin is not None
