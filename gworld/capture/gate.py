@@ -63,7 +63,7 @@ class GateOptions:
     """Least number of points."""
     field: tuple[float, float] = (12.0, 130.0)
     """Horizontal fields of view in degrees that are plausible."""
-    moving: float = 0.25
+    moving: float = 0.12
     """Largest share of coherent matches that may break the motion found."""
 
 

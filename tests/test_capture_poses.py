@@ -1,0 +1,98 @@
+"""From footage to posed pinhole pictures on disk: found poses, known poses, and refusals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gworld.bench.pose import score_views
+from gworld.capture.footage import load_footage
+from gworld.capture.poses import find_poses
+from gworld.data.room_files import write_room
+from gworld.data.rooms import RoomOptions, film_room
+from gworld.errors import InputError
+from gworld.formats.transforms import read_transforms
+from gworld.geometry import invert_transform
+from gworld.scene.views import View, Views
+
+SHORT = {"frames": 12, "width": 240, "height": 180, "length": 1.2, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def room():
+    return film_room(RoomOptions(radial=-0.06, **SHORT))
+
+
+def test_poses_are_found_and_written(room, tmp_path: Path) -> None:
+    write_room(room, tmp_path / "film", depth=True)
+    stages = []
+    posed = find_poses(load_footage(tmp_path / "film"), tmp_path / "posed", progress=lambda *said: stages.append(said))
+    assert posed.how == "incremental structure from motion" and len(posed.views) == 12
+    camera, degrees = score_views(posed.views, room)
+    assert camera < 4.0 and degrees < 0.5
+    assert posed.quality.moving < 0.05 and posed.quality.explained > 0.9 and posed.quality.registered == 12
+    written = read_transforms(tmp_path / "posed" / "transforms.json")
+    assert len(written) == 12 and len(written.points) == len(posed.views.points) > 300
+    for ours, theirs in zip(posed.views.views, written.views, strict=True):
+        assert ours.model == theirs.model == "pinhole" and theirs.image == ours.image and theirs.depth == ours.depth
+        assert torch.allclose(ours.world_from_camera, theirs.world_from_camera, atol=1e-9)
+        with Image.open(ours.image) as picture:
+            assert picture.size == (240, 180) and ours.depth.is_file()
+    assert {entry.name for entry in (tmp_path / "posed").iterdir()} == {
+        "images", "depth", "transforms.json", "sparse_pc.ply"
+    }  # fmt: skip
+    assert {stage for stage, _ in stages} >= {"features", "matches", "poses", "undistorted pictures"}
+    assert all(0 <= share <= 1 for _, share in stages)
+
+
+def known_views(room, folder: Path) -> Views:
+    footage = load_footage(folder)
+    K, terms = torch.from_numpy(room.K), (room.radial, *[0.0] * 7)
+    views = [
+        View(shot.image.name, 240, 180, K, torch.from_numpy(pose), "opencv", terms, shot.image, camera_id=1)
+        for shot, pose in zip(footage.shots, room.world_from_camera, strict=True)
+    ]
+    return Views(tuple(views), metric=True)
+
+
+def test_known_poses_are_kept_and_points_triangulated(room, tmp_path: Path) -> None:
+    write_room(room, tmp_path / "film")
+    known = known_views(room, tmp_path / "film")
+    posed = find_poses(load_footage(tmp_path / "film"), tmp_path / "posed", known=known)
+    assert posed.how == "known poses" and posed.views.metric
+    for ours, given in zip(posed.views.views, known.views, strict=True):
+        assert torch.equal(ours.world_from_camera, given.world_from_camera) and ours.model == "pinhole"
+    assert len(posed.views.points) > 300 and posed.quality.error < 1.5
+    # Triangulated points lie on surfaces: their depth in a picture is the true one, in the room's own metres.
+    view, depth = posed.views.views[4], torch.from_numpy(room.depth[4])
+    local = posed.views.points @ invert_transform(view.world_from_camera)[:3, :3].T
+    local = local + invert_transform(view.world_from_camera)[:3, 3]
+    flat = local[:, :2] / local[:, 2:]
+    bent = flat * (1 + room.radial * flat.square().sum(1, keepdim=True))
+    pixel = bent * room.K[0, 0] + torch.from_numpy(room.K[:2, 2])
+    inside = ((pixel > 1) & (pixel < torch.tensor([239.0, 179.0]))).all(1) & (local[:, 2] > 0)
+    x, y = pixel[inside].long().unbind(1)
+    off = (depth[y, x] - local[inside, 2]).abs() / depth[y, x]
+    assert inside.sum() > 100 and off.median() < 0.01
+
+
+def test_known_points_are_kept(room, tmp_path: Path) -> None:
+    write_room(room, tmp_path / "film")
+    points = torch.rand(5, 3, dtype=torch.float64)
+    known = replace(known_views(room, tmp_path / "film"), points=points)
+    posed = find_poses(load_footage(tmp_path / "film"), tmp_path / "posed", known=known)
+    assert torch.equal(posed.views.points, points) and math.isnan(posed.quality.error)
+    with pytest.raises(InputError, match="has a known pose"):
+        find_poses(load_footage(tmp_path / "film"), tmp_path / "posed", known=Views(()))
+
+
+def test_a_refusal_leaves_no_workspace(tmp_path: Path) -> None:
+    write_room(film_room(RoomOptions(path="still", **{**SHORT, "frames": 4})), tmp_path / "film")
+    with pytest.raises(InputError, match="stands still"):
+        find_poses(load_footage(tmp_path / "film"), tmp_path / "posed")
+    assert not list((tmp_path / "posed").iterdir())
