@@ -74,9 +74,10 @@ def open_video(
         options = {"crf": str(quality), "preset": preset}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(60_000), options=options)
         shapes: list[tuple[int, int]] = []
+        reformatter = _reformatter()
 
         def add(frame: Frame) -> None:
-            picture = _yuv_frame(frame)
+            picture = _yuv_frame(frame, reformatter)
             shape = (picture.height, picture.width)
             if not shapes:
                 shapes.append(shape)
@@ -171,7 +172,14 @@ def _configure(stream: Any, height: int, width: int) -> None:
     context.color_range = LIMITED
 
 
-def _yuv_frame(frame: Frame) -> Any:
+def _reformatter() -> Any:
+    """One converter for all frames of a video: each holds tables and threads of its own."""
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()
+
+
+def _yuv_frame(frame: Frame, reformatter: Any) -> Any:
     """A picture for the encoder; I420 as it is, RGB converted and padded to even sizes."""
     import av
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
@@ -193,7 +201,8 @@ def _yuv_frame(frame: Frame) -> Any:
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+    picture = reformatter.reformat(
+        av.VideoFrame.from_ndarray(pixels, format="rgb24"),
         format="yuv420p",
         interpolation=Interpolation.BILINEAR,
         src_color_range=ColorRange.JPEG,
