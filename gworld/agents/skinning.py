@@ -17,10 +17,10 @@ from gworld.scene.harmonics import C1, sh_from_rgb
 
 SPREAD = 0.62
 """Standard deviation in the surface over the spacing: neighbours blend into a closed, sharp surface."""
-EDGE = 0.8
-"""Standard deviation across a sharp edge over the distance to it: a row of discs is half opaque at the edge."""
+EDGE = 0.6
+"""Standard deviation across a sharp edge over the distance to it: a row of discs ends about at the edge."""
 SHARP = np.cos(np.radians(35.0))
-CANDIDATES, ROUNDS = 8, 3
+CANDIDATES, ROUNDS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class SkinOptions:
     """Gaussians per square metre of surface (60,000 puts them 4 mm apart)."""
     thickness: float = 0.06
     """Standard deviation along the normal over the spacing."""
+    inset: float = 0.3
+    """How far discs lie below the surface, over the spacing: it makes up for their blur, so that outlines fit."""
     opacity: float = 0.97
     """Opacity of each Gaussian."""
     headlight: float = 0.3
@@ -94,9 +96,10 @@ def skin_surface(surface: Surface, options: SkinOptions = SkinOptions()) -> Gaus
     mean = np.stack([np.bincount(group, rgb[:, k], len(centre)) for k in range(3)], axis=1)
     rgb = mean / np.maximum(np.bincount(group, minlength=len(centre)), 1)[:, None]
     axes, sigma = _discs(surface, points[centre], normals[centre], np.sqrt(size), spacing)
+    depth = options.inset * spacing * _is_thick(points[centre], normals[centre], spacing)
     scales = np.concatenate([sigma, np.full((len(centre), 1), options.thickness * spacing)], axis=1)
     return Gaussians(
-        means=torch.tensor(points[centre], dtype=torch.float32),
+        means=torch.tensor(points[centre] - depth[:, None] * normals[centre], dtype=torch.float32),
         quats_wxyz=quat_from_matrix(torch.tensor(axes, dtype=torch.float32)),
         log_scales=torch.tensor(np.log(scales), dtype=torch.float32),
         opacity_logits=torch.full((len(centre),), float(np.log(options.opacity / (1 - options.opacity)))),
@@ -156,6 +159,17 @@ def _spread(
         order = np.lexsort((distance, group))
         centre = order[np.unique(group[order], return_index=True)[1]]
     return centre, cKDTree(space[centre]).query(space)[1]
+
+
+def _is_thick(points: np.ndarray, normals: np.ndarray, spacing: float) -> np.ndarray:
+    """Where no disc that faces the other way is nearer than the spacing: there, discs may lie below the surface."""
+    from scipy.spatial import cKDTree
+
+    near = min(8, len(points))
+    distance, index = cKDTree(points).query(points, k=near, distance_upper_bound=spacing)
+    distance, index = distance.reshape(-1, near), np.minimum(index.reshape(-1, near), len(points) - 1)
+    facing = (normals[index] * normals[:, None]).sum(axis=2)
+    return ~((facing < -0.5) & np.isfinite(distance)).any(axis=1)
 
 
 def _discs(

@@ -28,12 +28,14 @@ class FolderResolver:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.used: list[Path] = []
 
     def get(self, name: str) -> bytes:
         """The bytes of a file below the folder; raises `InputError` for a name that leads out of it."""
         file = existing_file(safe_join(self.folder, name.strip().removeprefix("./")))
         if file.stat().st_size > MAX_BYTES:
             raise InputError(f"`{file}` has {file.stat().st_size} bytes; at most {MAX_BYTES} are read.")
+        self.used.append(file)
         return file.read_bytes()
 
     __getitem__ = get
@@ -51,15 +53,25 @@ class FolderResolver:
         raise InputError(f"reading a mesh in `{self.folder}` tried to write {name!r}.")
 
 
-def read_surfaces(path: str | Path, *, outside: Path | None = None) -> tuple[Surface, ...]:
+def read_surfaces(path: str | Path) -> tuple[Surface, ...]:
     """The triangles of a mesh file (obj, stl, dae, glb, gltf, ply, off) with their colours, one surface per material.
 
-    Textures and buffers may lie below the file's folder, or below `outside` when given. COLLADA is scaled to metres.
-    Raises `InputError` for a file that is damaged, empty, holds numbers that are not finite, or names files elsewhere.
+    Textures and buffers must lie below the file's folder (others are left out). COLLADA is scaled to metres. Raises
+    `InputError` for a file that is damaged, empty, or holds numbers that are not finite.
     """
+    return _read(existing_file(path), FolderResolver(Path(path).parent))
+
+
+def mesh_files(path: str | Path) -> tuple[Path, ...]:
+    """A mesh file and the materials, textures and buffers that it reads; raises what `read_surfaces` raises."""
+    resolver = FolderResolver(Path(path).parent)
+    _read(existing_file(path), resolver)
+    return tuple(dict.fromkeys((Path(path), *resolver.used)))
+
+
+def _read(file: Path, resolver: Any) -> tuple[Surface, ...]:
     import trimesh
 
-    file = existing_file(path)
     suffix = file.suffix.lower()
     if suffix not in MESH_SUFFIXES:
         raise InputError(f"`{file}` is no mesh file known here; {', '.join(MESH_SUFFIXES)} are. Convert it.")
@@ -71,7 +83,6 @@ def read_surfaces(path: str | Path, *, outside: Path | None = None) -> tuple[Sur
         _require_collada()
     if suffix == ".stl" and data.lstrip()[:5].lower() != b"solid" and len(data) >= 84:
         check_count(int.from_bytes(data[80:84], "little"), 50, len(data) - 84, str(file), "triangles")
-    resolver: Any = FolderResolver(outside or file.parent)
     try:
         loaded = trimesh.load(BytesIO(data), file_type=suffix[1:], resolver=resolver, process=False)
         parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]

@@ -7,7 +7,7 @@ there, in the order in which they are listed. Numbers are float64, lengths in me
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -111,14 +111,18 @@ class Shape:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """A robot: links (parents first, the root at 0), joints, shapes, and the files it was read from."""
+    """A robot: links (parents first, the root at 0), joints, shapes, and the files it was read from.
+
+    `meshes` are the names that a URDF gives its meshes, with the files they meant; an MJCF has none.
+    """
 
     name: str
     links: tuple[Body, ...]
     joints: tuple[Joint, ...] = ()
     shapes: tuple[Shape, ...] = ()
     path: Path | None = None
-    files: tuple[Path, ...] = field(default=())
+    files: tuple[Path, ...] = ()
+    meshes: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [link.name for link in self.links]

@@ -83,8 +83,10 @@ def read_urdf(path: str | Path, name: str, folders: Sequence[str | Path] = ()) -
         if old in above:
             joints += _joints(above[old], position, file)
         shapes += _shapes(links[old], position, source)
-    files = (file, *dict.fromkeys(shape.mesh for shape in shapes if shape.mesh is not None))
-    return Skeleton(name, tuple(bodies), settle_mimics(joints), tuple(shapes), file, files)
+    names = dict.fromkeys(mesh.get("filename", "") for mesh in root.iter("mesh"))
+    meshes = {known: find_mesh(known, file, source.folders) for known in names}
+    files = (file, *meshes.values())
+    return Skeleton(name, tuple(bodies), settle_mimics(joints), tuple(shapes), file, files, meshes)
 
 
 def find_mesh(name: str, file: Path, folders: Sequence[Path]) -> Path:
