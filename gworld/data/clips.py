@@ -165,6 +165,7 @@ def write_clip(frames: Iterable[np.ndarray], times: np.ndarray, target: Path, qu
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(quality), "preset": "veryfast"})
         stream.codec_context.time_base = Fraction(1, TICKS)
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 2  # more threads change the file, and small pictures gain nothing
         for pixels in frames:
             height, width = pixels.shape[:2]
             pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -255,8 +256,8 @@ def _reading(path: str | Path) -> Iterator[Any]:
         raise InputError(f"`{file}` is none of the videos that are read: {', '.join(CONTAINERS)}. Convert it.")
     try:
         with open(file, "rb") as stream, av.open(stream, "r", format=kind) as container:
-            if not container.streams.video:
-                raise InputError(f"`{file}` holds no video; a file with pictures is needed.")
+            if not container.streams.video or container.streams.video[0].codec_context is None:
+                raise InputError(f"`{file}` holds no video that can be decoded; a file with pictures is needed.")
             yield container
     except (av.error.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
         reason = str(error).replace("\n", " ") or type(error).__name__

@@ -21,6 +21,7 @@ def data_table(columns: Mapping[str, np.ndarray]) -> Any:
     described: dict[str, Any] = {}
     for name, values in columns.items():
         kind = str(values.dtype)
+        values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values  # as `lerobot` has it
         if values.ndim == 1:
             arrays[name] = pyarrow.array(values)
             described[name] = {"dtype": kind, "_type": "Value"}

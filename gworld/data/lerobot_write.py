@@ -10,6 +10,7 @@ and one frame per row allow it. Unknown actions stay NaN.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,14 @@ def write_lerobot(
     rate = fps or _usual_rate(read_episode(episodes, 0))
     tasks: dict[str, int] = {}
     with atomic_folder(out, own=OWN, overwrite=overwrite) as root:
-        writer = _Writer(root, rate)
-        for position in range(len(episodes)):
-            rows = _on_clock(read_episode(episodes, position), rate)
-            task = rows.episode.task or "unknown"
-            writer.add(rows, task, tasks.setdefault(task, len(tasks)))
-            if progress:
-                progress(f"episode {position + 1} of {len(episodes)}", (position + 1) / len(episodes))
-        return writer.finish(tasks, robot_type)
+        with contextlib.closing(_Writer(root, rate)) as writer:
+            for position in range(len(episodes)):
+                rows = _on_clock(read_episode(episodes, position), rate)
+                task = rows.episode.task or "unknown"
+                writer.add(rows, task, tasks.setdefault(task, len(tasks)))
+                if progress:
+                    progress(f"episode {position + 1} of {len(episodes)}", (position + 1) / len(episodes))
+            return writer.finish(tasks, robot_type)
 
 
 def _usual_rate(episode: Episode) -> float:
@@ -134,6 +135,7 @@ class _Writer:
     def __init__(self, root: Path, rate: float) -> None:
         self.root, self.rate = root, rate
         self.features: dict[str, dict[str, Any]] = {}
+        self.layout = ""
         self.entries: list[dict[str, Any]] = []
         self.stats: list[dict[str, Stats]] = []
         self.total = 0
@@ -146,10 +148,10 @@ class _Writer:
         """Append one episode."""
         features = _features(rows, self.rate)
         if not self.features:
-            self.features = features
-        elif {k: v["shape"] for k, v in features.items()} != {k: v["shape"] for k, v in self.features.items()}:
+            self.features, self.layout = features, _layout(features)
+        elif _layout(features) != self.layout:
             raise InputError(
-                f"episode {len(self.entries)} has {_layout(features)}; the first has {_layout(self.features)}. "
+                f"episode {len(self.entries)} has {_layout(features)}; the first has {self.layout}. "
                 "A LeRobot data set has one layout: write them apart."
             )
         number, length = len(self.entries), len(rows)
@@ -183,18 +185,19 @@ class _Writer:
         """One row group per episode; the next file begins when this one is full."""
         table = data_table(columns)
         if self.data is not None and self.data[1].tell() > DATA_MB << 20:
-            self._close_data()
+            self.close()
             self.data_at += 1
         place = {"chunk_index": self.data_at // CHUNK_SIZE, "file_index": self.data_at % CHUNK_SIZE}
         if self.data is None:
             path = self.root / DATA.format(**place)
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(path, "wb")  # noqa: SIM115 - closed by _close_data
+            stream = open(path, "wb")  # noqa: SIM115 - closed by close
             self.data = (parquet_library().ParquetWriter(stream, table.schema, compression="snappy"), stream)
         self.data[0].write_table(table)
         return {f"data/{key}": value for key, value in place.items()}
 
-    def _close_data(self) -> None:
+    def close(self) -> None:
+        """Close the data file."""
         if self.data is not None:
             self.data[0].close()
             self.data[1].close()
@@ -226,7 +229,7 @@ class _Writer:
 
     def finish(self, tasks: dict[str, int], robot_type: str | None) -> dict[str, Any]:
         """Close the files and write `meta/`."""
-        self._close_data()
+        self.close()
         self._write_videos()
         write_episodes(self.root, self.entries, self.stats)
         write_tasks(self.root, tasks)

@@ -35,7 +35,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Message:
-    """One message as recorded; `time` is when it was logged, in nanoseconds."""
+    """One message as recorded; `time` is when it was published (logged, where that was not kept), in nanoseconds."""
 
     topic: Topic
     time: int
@@ -128,10 +128,10 @@ def _record(opcode: int, body: memoryview, schemas: dict[int, str], topics: dict
         name, at = _text(body, 4)
         topics[number] = Topic(name, schemas.get(schema, ""), _text(body, at)[0])
     else:
-        number, _, time, _ = struct.unpack_from("<HIQQ", body)
+        number, _, logged, published = struct.unpack_from("<HIQQ", body)
         if number not in topics:
             raise ValueError(f"a message names channel {number}, which was not announced")
-        yield Message(topics[number], time, bytes(body[22:]))
+        yield Message(topics[number], published or logged, bytes(body[22:]))
 
 
 def _text(body: memoryview, at: int) -> tuple[str, int]:

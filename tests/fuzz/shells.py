@@ -219,9 +219,39 @@ def _attack_glb(data: bytes, rng: random.Random) -> bytes:
     return bytes(result)
 
 
+def _open_tfrecord(data: bytes) -> Parts:
+    parts, at = {}, 0
+    while at < len(data):
+        (size,) = struct.unpack_from("<Q", data, at)
+        parts[f"{len(parts)}.bin"] = data[at + 12 : at + 12 + size]
+        at += size + 16
+    return parts
+
+
+def _close_tfrecord(parts: Parts) -> bytes:
+    from gworld.data.tfrecord import masked_crc
+
+    out = b""
+    for body in parts.values():
+        head = struct.pack("<Q", len(body))
+        out += head + struct.pack("<I", masked_crc(head)) + body + struct.pack("<I", masked_crc(body))
+    return out
+
+
+def _attack_tfrecord(data: bytes, rng: random.Random) -> bytes:
+    """A length with the right checksum that promises too much, or a checksum that is wrong."""
+    from gworld.data.tfrecord import masked_crc
+
+    head = struct.pack("<Q", rng.choice([0, 1, len(data), 1 << 31, 1 << 40, (1 << 64) - 1]))
+    if rng.random() < 0.7:
+        return head + struct.pack("<I", masked_crc(head)) + data[12:]
+    return data[:-4] + rng.randbytes(4)
+
+
 SHELLS = {
     "gzip": Shell(_open_gzip, _close_gzip, _attack_gzip),
     "ngsp": Shell(_open_ngsp, _close_ngsp, _attack_ngsp),
     "zip": Shell(_open_zip, _close_zip, _attack_zip),
     "glb": Shell(_open_glb, _close_glb, _attack_glb),
+    "tfrecord": Shell(_open_tfrecord, _close_tfrecord, _attack_tfrecord),
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gworld.formats.table import Link, SplatTable, check_table, empty_table
+from tests.fuzz.data_targets import DATA_TARGETS, check_episode
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _as_ascii(path: Path) -> None:
     path.write_bytes(head + text.encode() + b"\n")
 
 
-TARGETS = {
+TARGETS: dict[str, Any] = {
     "ply": Target("ply", "case.ply", lambda: small_table(3, links=3)),
     "ply_ascii": Target("ply", "case.ply", lambda: small_table(1, count=40), edit=_as_ascii),
     "compressed_ply": Target("compressed_ply", "case.compressed.ply", lambda: small_table(1, count=300)),
@@ -115,9 +116,15 @@ TARGETS = {
 }
 
 
+TARGETS |= DATA_TARGETS
+
+
 def check_result(result: Any, source: str) -> None:
     """Raise unless a reader's result is sound: shapes, ranges, finite values."""
-    if isinstance(result, SplatTable):
+    if isinstance(result, tuple):
+        for episode in result:
+            check_episode(episode)
+    elif isinstance(result, SplatTable):
         _check_splats(result, source)
     elif hasattr(result, "views"):
         _check_views(result)
