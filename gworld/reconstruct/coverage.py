@@ -36,7 +36,7 @@ ARRIVES = 0.05
 """Share of a Gaussian's light that must arrive in a view for it to be seen there; a wall lets nothing through."""
 MAX_VIEWS = 1024
 """Views that are kept; of more, these many are chosen evenly (128 bytes per Gaussian)."""
-ROWS_AT_ONCE = 1 << 14
+ROWS_AT_ONCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,9 @@ def _within(
     means: Float[Tensor, "N 3"], origins: Float[Tensor, "V 3"], eye: Float[Tensor, " 3"], least: float
 ) -> Tensor:
     """[N,V]: whether origin and eye lie within the angle of cosine `least`, as seen from each mean."""
-    towards = torch.nn.functional.normalize(eye - means, dim=1)
-    origins, means = origins - eye, means - eye  # small numbers: the squares below cancel
+    # Counted from the eye the numbers are small, and float32 has digits enough for the squares that cancel below.
+    origins, means = (origins - eye).float(), (means - eye).float()
+    towards = torch.nn.functional.normalize(-means, dim=1)
     dot = towards @ origins.T - (towards * means).sum(1, keepdim=True)
     square = (means.square().sum(1, keepdim=True) + origins.square().sum(1)) - 2 * (means @ origins.T)
     return dot >= least * square.clamp_min(0).sqrt()
