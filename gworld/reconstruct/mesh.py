@@ -1,9 +1,9 @@
 """A triangle mesh of a world for collision and simulators: rendered depth fused into a truncated distance field.
 
-Each camera's depth and colour are fused where one surface is seen clearly: opaque, and all blended Gaussians at one
-depth. Gaussians of which next to no light arrives are left out of its picture, because the little that shines through
-a surface from far behind would pull the mean depth off it. The zero level is extracted as triangles, and small
-clusters are left out.
+Each camera's depth and colour are fused where one surface is seen clearly: opaque, and most of what is blended close
+together. Depth is where half of a pixel's light is gathered, because the mean is pulled off the surface by the little
+that shines through from far behind, and lies in the air at every outline. The zero level is extracted as triangles,
+and small clusters are left out.
 Source: Curless and Levoy, "A volumetric method for building complex models from range images", 1996; Dong et al.,
 "ASH: a modern framework for parallel spatial hashing in 3D perception", 2022 (Open3D's sparse voxel blocks).
 """
@@ -37,6 +37,8 @@ from gworld.scene.harmonics import sh_from_rgb
 SUFFIXES = (".ply", ".glb", ".obj")
 BLOCK = 16
 """Voxels along the side of a block of the sparse field."""
+SLABS = 24
+"""Layers of depth in which a picture is drawn to find where half of its light is gathered."""
 CLEAR_AIR = 0.05
 """Opacity of a pixel below which its ray meets nothing, and what lies on it is known to be empty."""
 BYTES_PER_VOXEL = 20  # distance, weight and three colours as float32
@@ -53,8 +55,8 @@ class MeshOptions:
     """Voxels before and behind a surface within which distance is kept."""
     opacity: float = 0.5
     """Least opacity of a pixel whose depth is used."""
-    spread: float = 1.0
-    """Largest standard deviation, in voxels, of the depths that are blended in a pixel whose depth is used."""
+    spread: float = 0.1
+    """Largest distance, as part of the depth, within which the middle half of a pixel's light is gathered."""
     views: int = 3
     """Least number of views that saw a surface for it to be kept (or all, where there are fewer)."""
     smallest: float = 0.01
@@ -105,7 +107,7 @@ def extract_mesh(
     used = 0
     for look in glimpses(gaussians, cameras, world_from_link=poses, longest=options.longest, backend=backend):
         far = float((look.camera.world_from_camera[0, :3, 3].cpu() - center.cpu()).norm()) + 3 * radius
-        colour, depth = _surface(gaussians, look, options, voxel, backend)
+        colour, depth = _surface(gaussians, look, options, backend)
         used += _fuse(open3d, grid, look.camera, colour, np.minimum(depth, far), options.truncation)
     if not used:
         raise InputError(
@@ -135,41 +137,58 @@ def write_mesh(mesh: Mesh, path: str | Path) -> None:
         stream.write(data.encode() if isinstance(data, str) else data)
 
 
-def _surface(
-    gaussians: Gaussians, look: Glimpse, options: MeshOptions, voxel: float, backend: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _surface(gaussians: Gaussians, look: Glimpse, options: MeshOptions, backend: str) -> tuple[np.ndarray, np.ndarray]:
     """Colour [H,W,3] and depth [H,W] of one view: 0 where no single opaque surface is seen, infinite past them all."""
     gaussians = select_gaussians(gaussians, light_shares(gaussians, look, RenderOptions()) >= ARRIVES)
-    camera_from_link = invert_transform(look.camera.world_from_camera[0]).to(look.poses) @ look.poses
-    pose = pose_of_gaussians(gaussians, camera_from_link)
-    centre = transform_points(pose, gaussians.means[:, None])[:, 0]
-
-    def blend(values: Float[Tensor, "N 3"]) -> Float[Tensor, "H V 3"]:
-        """Blend-weighted means of numbers of any sign, drawn as colours: shifted above 0, where colours are cut off."""
-        low = values.amin(0) if len(values) else values.new_zeros(3)
-        size = (values.amax(0) - low).clamp_min(1e-12) if len(values) else low + 1
-        sh = torch.as_tensor(sh_from_rgb((values - low) / size))[:, None]
-        painted = replace(gaussians, sh=sh.to(gaussians.means))
-        picture = render(painted, look.poses, look.camera, outputs=("rgb",), backend=backend).rgb
-        assert picture is not None
-        return picture[0, 0] / opaque * size + low
-
     with torch.no_grad():
         out = render(gaussians, look.poses, look.camera, outputs=("rgb", "alpha"), backend=backend)
         assert out.rgb is not None and out.alpha is not None
-        alpha = out.alpha[0, 0]
-        opaque = alpha.clamp_min(1e-6)[..., None]
-        planes = blend(_depth_planes(gaussians, pose, centre, look.camera))
-        v, u = (torch.arange(size, device=alpha.device) + 0.5 for size in alpha.shape)
-        depth = planes[..., 0] + planes[..., 1] * u + planes[..., 2] * v[:, None]
-        offset = (centre[:, 2] - centre[:, 2].mean())[:, None]  # small numbers: their squares are subtracted
-        moments = blend(torch.cat([offset, offset.square(), torch.zeros_like(offset)], 1))
-    deviation = (moments[..., 1] - moments[..., 0].square()).clamp_min(0).sqrt()
-    clear = (alpha >= options.opacity) & (deviation <= options.spread * voxel) & (depth > 0)
-    # Drawn over black: what is translucent is dark, so the surface's own colour is that over its opacity.
-    colour = (out.rgb[0, 0] / opaque).clamp(0, 1)
+        weights, depths = _slabs(gaussians, look, backend)
+    alpha = out.alpha[0, 0]
+    gathered = weights.cumsum(0)
+    total = gathered[-1]
+
+    def quantile(part: float) -> Tensor:
+        return (gathered < part * total).sum(0).clamp_max(len(weights) - 1)
+
+    # A surface may lie across the border of two slabs: the mean of the middle one and its neighbours.
+    near = (quantile(0.5) + torch.tensor([-1, 0, 1], device=alpha.device)[:, None, None]).clamp(0, len(weights) - 1)
+    depth = (weights.gather(0, near) * depths.gather(0, near)).sum(0) / weights.gather(0, near).sum(0).clamp_min(1e-9)
+    first, last = (depths.gather(0, quantile(part)[None])[0] for part in (0.25, 0.75))
+    clear = (alpha >= options.opacity) & (last - first <= options.spread * depth) & (depth > 0)
     depth = torch.where(clear, depth, torch.where(alpha < CLEAR_AIR, torch.inf, 0.0))
+    # Drawn over black: what is translucent is dark, so the surface's own colour is that over its opacity.
+    colour = (out.rgb[0, 0] / alpha.clamp_min(1e-6)[..., None]).clamp(0, 1)
     return colour.cpu().numpy(), depth.cpu().numpy()
+
+
+def _slabs(gaussians: Gaussians, look: Glimpse, backend: str) -> tuple[Float[Tensor, "S H V"], Float[Tensor, "S H V"]]:
+    """How much light each pixel gathers in slabs of depth, nearest first, and at which depth in each.
+
+    Gaussians are blended in order of their centres' depth, so that slabs drawn apart and put over each other are the
+    same picture. Each slab holds equally many; it is drawn with its depth planes (a, b, c) for colours.
+    """
+    camera_from_link = invert_transform(look.camera.world_from_camera[0]).to(look.poses) @ look.poses
+    pose = pose_of_gaussians(gaussians, camera_from_link)
+    centre = transform_points(pose, gaussians.means[:, None])[:, 0]
+    planes = _depth_planes(gaussians, pose, centre, look.camera)
+    v, u = (torch.arange(size, device=planes.device) + 0.5 for size in look.alpha.shape)
+    left = torch.ones_like(look.alpha)
+    weights, depths = [], []
+    for rows in torch.sort(centre[:, 2], stable=True).indices.tensor_split(SLABS):
+        # Colours below 0 would be cut off: numbers are shifted and scaled to 0..1, and back.
+        low = planes[rows].amin(0) if len(rows) else planes.new_zeros(3)
+        size = (planes[rows].amax(0) - low).clamp_min(1e-9) if len(rows) else planes.new_ones(3)
+        sh = torch.as_tensor(sh_from_rgb((planes[rows] - low) / size))[:, None].to(planes)
+        slab = replace(select_gaussians(gaussians, rows), sh=sh)
+        out = render(slab, look.poses, look.camera, outputs=("rgb", "alpha"), backend=backend)
+        assert out.rgb is not None and out.alpha is not None
+        alpha = out.alpha[0, 0]
+        mean = out.rgb[0, 0] / alpha.clamp_min(1e-6)[..., None] * size + low
+        weights.append(left * alpha)
+        depths.append(mean[..., 0] + mean[..., 1] * u + mean[..., 2] * v[:, None])
+        left = left * (1 - alpha)
+    return torch.stack(weights), torch.stack(depths)
 
 
 def _depth_planes(
@@ -207,7 +226,10 @@ def _fuse(open3d: Any, grid: Any, camera: Cameras, colour: np.ndarray, depth: np
         return open3d.t.geometry.Image(open3d.core.Tensor(np.ascontiguousarray(pixels, np.float32)))
 
     optics = (intrinsic, extrinsic, 1.0, far, truncation)
-    blocks = grid.compute_unique_block_coordinates(picture(surface), *optics).cpu().numpy()
+    try:
+        blocks = grid.compute_unique_block_coordinates(picture(surface), *optics).cpu().numpy()
+    except RuntimeError:  # it looks at every fourth pixel only, and raises when there is no depth in any of them
+        return 0
     field = grid.hashmap()
     held = field.key_tensor().cpu().numpy()[field.active_buf_indices().cpu().numpy().astype(np.int64)]
     blocks = np.unique(np.concatenate([held, blocks]), axis=0)
