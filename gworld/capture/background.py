@@ -14,7 +14,7 @@ USUAL = 0.35
 """Share of the time that a pixel must look alike for that look to be its background."""
 FLOOR = 2.0
 """Levels of 255: no camera is quieter than this, for JPEG and rounding."""
-LOW, HIGH = 3.5, 6.0
+LOW, HIGH = 2.8, 6.0
 """Units of the noise at which a pixel may belong to a mover, and at which it starts one."""
 SOFT_EDGE = 0.35
 """Pixels by which edges tremble without anything moving."""
@@ -38,7 +38,7 @@ def find_foreground(
     masks = []
     for picture, gain, fit in zip(steady, gains, to_middle, strict=True):
         score = _distance(_apply(picture, gain) - background, noise)
-        found = clean_regions(hysteresis(score, LOW, HIGH))
+        found = clean_regions(hysteresis(score, LOW, HIGH), holes=0.03)
         masks.append(_warp(found.astype(np.uint8), fit, back=True) > 0)
     return np.stack(masks), np.clip(np.rint(background), 0, 255).astype(np.uint8)
 

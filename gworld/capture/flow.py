@@ -51,7 +51,7 @@ def texture_of(gray: UInt8[ndarray, "H W"]) -> Float32[ndarray, "H W"]:
     import cv2
 
     weak = cv2.cornerMinEigenVal(cv2.GaussianBlur(gray, (0, 0), 1.0).astype(np.float32), 7)
-    return weak / (weak + 15.0)
+    return weak**2 / (weak**2 + 15.0**2)
 
 
 def track_points(
@@ -137,6 +137,7 @@ def still_share(gray: UInt8[ndarray, "T H W"], samples: int = 12) -> tuple[float
     chosen = np.unique(np.linspace(0, count - 1, min(count, samples)).round().astype(int))
     search = _search()
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], float)
+    corner = (np.abs(spots / (width, height) - 0.5) > 0.25).all(1)
     shares, still = [], np.tile(np.eye(2, 3), (count, 1, 1))
     found = {}
     for index in chosen:
@@ -151,7 +152,9 @@ def still_share(gray: UInt8[ndarray, "T H W"], samples: int = 12) -> tuple[float
             shares.append(0.0)
             continue
         shift = np.abs(corners @ fit.T - corners[:, :2]).max()
-        shares.append(float(inside.mean()) if shift < 0.03 * width else 0.0)
+        # What rides along with a moving camera stands in place too, but on one side; a room stands in every corner.
+        standing = inside[corner].mean() if corner.sum() >= 8 else 1.0
+        shares.append(float(inside.mean()) if shift < 0.03 * width and standing >= 0.4 else 0.0)
         found[int(index)] = fit if shift > 0.3 else np.eye(2, 3)
     if found:
         for index in range(count):

@@ -19,9 +19,9 @@ from gworld.errors import InputError
 
 Kind = Literal["still", "moving"]
 Progress = Callable[[str, float], None]
-STILL = 0.4
+STILL = 0.2
 """Share of the picture that a standing camera must explain to be taken for one."""
-TRUSTED = 0.45
+TRUSTED = 0.6
 """Share of the picture that the dominant motion must explain before masks are made of what it does not."""
 
 
@@ -30,8 +30,9 @@ class Movers:
     """What was found in the pictures of one camera: `masks` True where something is to be ignored.
 
     `explained` is the share 0..1 of the picture that the dominant motion (or the standing background) explains, the
-    10th percentile over the pictures; below `TRUSTED` nothing is masked as moving, because movers may fill most of the
-    picture. `mounted` is the share that rides along with the camera; `focal` in pixels of the masks, 0 where unknown.
+    10th percentile over the pictures; below `TRUSTED` a moving camera's pictures are not masked, because movers may
+    fill most of them. `mounted` is the share that rides along with the camera; `focal` in pixels of the masks, 0 where
+    unknown.
     """
 
     masks: Bool[ndarray, "T H W"]
@@ -43,7 +44,7 @@ class Movers:
     @property
     def trusted(self) -> bool:
         """Whether the dominant motion explains enough of the picture."""
-        return self.explained >= TRUSTED
+        return self.explained >= (TRUSTED if self.kind == "moving" else STILL)
 
 
 def load_small(paths: Sequence[Path], side: int) -> UInt8[ndarray, "T H W 3"]:

@@ -45,15 +45,14 @@ def hysteresis(score: Float[ndarray, "H W"], low: float, high: float) -> Bool[nd
     return np.isin(labels, strong[strong > 0])
 
 
-def clean_regions(mask: Bool[ndarray, "H W"], smallest: float = 0.0008) -> Bool[ndarray, "H W"]:
-    """Without threads, specks below a share `smallest` of the picture, and holes below four times that."""
+def clean_regions(mask: Bool[ndarray, "H W"], smallest: float = 0.0008, holes: float = 0.004) -> Bool[ndarray, "H W"]:
+    """Without threads, specks below a share `smallest` of the picture, and holes below a share `holes`."""
     import cv2
 
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel)
     closed = cv2.morphologyEx(opened, cv2.MORPH_CLOSE, kernel)
-    area = smallest * mask.size
-    filled = 1 - drop_small(1 - drop_small(closed, area), 4 * area)
+    filled = 1 - drop_small(1 - drop_small(closed, smallest * mask.size), holes * mask.size)
     return filled.astype(bool)
 
 
