@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +201,26 @@ def test_a_clock_that_is_off_is_found() -> None:
     found = solve_hand_eye_log(cameras, TIMES, log, max_offset=1.0)
     assert found.time_offset == pytest.approx(0.43, abs=0.02)
     assert found.base_from_world.scale == pytest.approx(base_from_world.scale, rel=0.02)
+
+
+def read_droid_hand(file: Path) -> HandLog:
+    """15 Hz positions and roll-pitch-yaw (about fixed axes) of a DROID episode."""
+    from scipy.spatial.transform import Rotation
+
+    rows = np.array(json.loads(file.read_text())["observation.state.cartesian_position"])
+    turns = torch.from_numpy(Rotation.from_euler("xyz", rows[:, 3:]).as_matrix())
+    return HandLog(torch.arange(len(rows)).double() / 15, transform_from(turns, torch.from_numpy(rows[:, :3])))
+
+
+def test_motions_of_a_real_arm_are_enough(real_data: Path) -> None:
+    """Recorded episodes turn the hand enough; cameras are simulated with the noise of real ones."""
+    for episode in (1, 5):
+        log = read_droid_hand(real_data / f"droid/annotation/{episode}.json")
+        times = torch.arange(0.0, float(log.times[-1]) - 0.2, 0.4, dtype=torch.float64)
+        mount, base_from_world = some_truth(episode)
+        cameras = cameras_for(hand_at_times(log, times + 0.1), mount, base_from_world)
+        found = solve_hand_eye_log(noisy(cameras, 0.003, 0.002 / base_from_world.scale), times, log, max_offset=0.3)
+        assert found.second_turn > 0.05
+        assert found.base_from_world.scale == pytest.approx(base_from_world.scale, rel=0.02)
+        assert (found.hand_from_camera - mount)[:3, 3].norm() < 0.01
+        assert found.time_offset == pytest.approx(0.1, abs=0.03)
