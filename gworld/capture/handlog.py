@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.capture.handeye import DEFAULTS, MIN_POSES, HandEye, HandEyeOptions, solve_hand_eye
+from gworld.capture.handeye import DEFAULTS, MIN_POSES, HandEye, HandEyeOptions, misfit, solve_hand_eye
 from gworld.errors import InputError
 from gworld.geometry import interpolate_transform, quat_from_matrix, rotvec_from_quat
 
@@ -61,7 +61,6 @@ def solve_hand_eye_log(
     what the solved mount leaves over. With `max_offset` 0 the clocks are taken as one. Raises as `solve_hand_eye`.
     """
     offset = find_time_offset(world_from_camera, times, log, max_offset) if max_offset > 0 else 0.0
-    found = _solve_at(offset, world_from_camera, times, log, options, hand_from_camera)
     if max_offset > 0:
         from scipy.optimize import minimize_scalar
 
@@ -69,18 +68,15 @@ def solve_hand_eye_log(
 
         def left_over(shift: float) -> float:
             try:
-                at = _solve_at(shift, world_from_camera, times, log, options, hand_from_camera)
+                return misfit(world_from_camera, hand_at_times(log, times.double() + shift), options, hand_from_camera)
             except InputError:
                 return 1.0
-            missing = 1.0 - float(at.agree.double().mean())
-            worst = at.position_rms / options.position_tolerance + at.rotation_rms / options.rotation_tolerance
-            return (1.0 - missing) * worst / 4 + missing
 
         bounds = (offset - 1.5 * step, offset + 1.5 * step)
         best = minimize_scalar(left_over, bounds=bounds, method="bounded", options={"xatol": step / 50, "maxiter": 12})
-        if best.fun < left_over(offset):
-            found = _solve_at(float(best.x), world_from_camera, times, log, options, hand_from_camera)
-    return found
+        offset = float(best.x) if best.fun < left_over(offset) else offset
+    hands = hand_at_times(log, times.double() + offset)
+    return replace(solve_hand_eye(world_from_camera, hands, options, hand_from_camera), time_offset=offset)
 
 
 def find_time_offset(
@@ -108,18 +104,6 @@ def find_time_offset(
             "and video are of one episode."
         )
     return float(offsets[best])
-
-
-def _solve_at(
-    offset: float,
-    world_from_camera: Tensor,
-    times: Tensor,
-    log: HandLog,
-    options: HandEyeOptions,
-    hand_from_camera: Tensor | None,
-) -> HandEye:
-    hands = hand_at_times(log, times.double() + offset)
-    return replace(solve_hand_eye(world_from_camera, hands, options, hand_from_camera), time_offset=offset)
 
 
 def _step(times: Tensor, log: HandLog) -> float:
