@@ -51,8 +51,10 @@ class PoseQuality:
 class GateOptions:
     """What poses must reach before a world is built on them."""
 
-    registered: float = 0.6
+    registered: float = 0.35
     """Least share of pictures with a pose."""
+    pictures: int = 10
+    """Least number of pictures with a pose, of footage that has as many."""
     error: float = 2.5
     """Largest mean reprojection error, in pixels of a picture 640 pixels wide."""
     track: float = 2.8
@@ -96,7 +98,7 @@ def check_quality(quality: PoseQuality, source: str, options: GateOptions = Gate
     low, high = options.field
     found = [
         (
-            quality.registered < max(3, options.registered * quality.pictures),
+            quality.registered < max(3, options.registered * quality.pictures, min(options.pictures, quality.pictures)),
             f"only {quality.registered} of {quality.pictures} pictures could be posed",
         ),
         (

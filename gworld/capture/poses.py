@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gworld.capture.covisibility import disagreement
 from gworld.capture.footage import Footage, FootageCamera, Shot
 from gworld.capture.gate import GateOptions, PoseQuality, check_quality, measure_quality
 from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
@@ -20,6 +21,7 @@ from gworld.formats.transforms import write_transforms
 from gworld.scene.views import View, Views
 
 WORKSPACE = ".sfm"
+FEW = 8  # pictures: an incremental solution with fewer has nothing to say against a global one
 
 
 @dataclass(frozen=True)
@@ -65,24 +67,34 @@ def find_poses(
         check_quality(quality, str(footage.folder), options.gate)
         views = undistort_views(views_of(solution, matched), folder, progress)
         write_transforms(views, folder / "transforms.json")
-        return Posed(views, quality, f"{solution.how} structure from motion")
+        return Posed(views, quality, f"{solution.how} structure from motion of {len(views)} of {len(footage)} pictures")
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, PoseQuality]:
-    """The solution that explains most: registered share times explained share of matches, on unmasked pixels."""
+    """The incremental solution, unless there is none to speak of or the global one tells the same and more.
+
+    A global solution with more pictures that contradicts the incremental one is not believed: it joins what does not
+    belong together more often than not.
+    """
     if not solutions:
         raise InputError(
             f"`{matched.footage.folder}`: no two pictures fit together (about {matched.features:.0f} points of "
-            "interest per picture were found). Film the scene with more overlap between pictures, with more light or "
-            "texture, or give the poses (`--poses`)."
+            "interest per picture were found). Film the scene with more overlap between pictures; use more light or a "
+            "scene with more texture; or give the poses (`--poses`)."
         )
-    measured = [(solution, measure_quality(solution, matched)) for solution in solutions]
-    return max(measured, key=lambda pair: _worth(pair[1]))
+    first, *others = [(solution, measure_quality(solution, matched)) for solution in solutions]
+    for second in others:
+        common, apart, degrees = disagreement(first[0].model, second[0].model)
+        same = common >= 0.7 * first[0].registered and apart <= 0.1 and degrees <= 5
+        if first[0].registered < FEW or (same and _worth(second[1]) > _worth(first[1])):
+            first = second
+    return first
 
 
 def _worth(quality: PoseQuality) -> float:
+    """Registered share times what does not contradict the motion found, less the error, on unmasked pixels."""
     share = quality.registered / quality.pictures
     return share * (1 - np.nan_to_num(quality.moving, nan=1.0)) - 0.02 * np.nan_to_num(quality.error, nan=10.0)
 

@@ -1,7 +1,8 @@
 """Structure from motion: camera poses and sparse points of matched pictures, by COLMAP's two mappers.
 
 Incremental (Schoenberger and Frahm, CVPR 2016) first; where it splits the footage or leaves more than a few pictures
-out, global (Pan et al., GLOMAP, ECCV 2024) as well, and the caller chooses by what can be measured.
+out, global (Pan et al., GLOMAP, ECCV 2024) as well, and the caller chooses by what can be measured. Of each only the
+part that holds together is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gworld.capture.covisibility import firm_part, trim_to
 from gworld.capture.matching import Matched, Progress, open_database, quiet
 from gworld.formats.camera_models import ColmapCamera, optics_of
 from gworld.scene.views import View, Views
@@ -183,10 +185,23 @@ def _known_cameras(matched: Matched) -> set[int]:
 
 
 def _largest(models: dict[int, Any], how: str) -> Solution | None:
+    """The largest model, cut to its firm part and adjusted again where that took pictures away."""
+    import pycolmap
+
     ranked = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
     if not ranked or ranked[-1].num_reg_images() < 2:
         return None
-    return Solution(ranked[-1], how, len(ranked))
+    best = ranked[-1]
+    gone = trim_to(best, firm_part(best))
+    if best.num_reg_images() < 2:
+        return None
+    if gone:
+        adjusting = pycolmap.BundleAdjustmentOptions(print_summary=False)
+        adjusting.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
+        adjusting.ceres.use_gpu = False
+        with quiet():
+            pycolmap.bundle_adjustment(best, adjusting)
+    return Solution(best, how, len(ranked) + bool(gone))
 
 
 def _empty(folder: Path) -> None:

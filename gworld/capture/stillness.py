@@ -11,6 +11,7 @@ from gworld.capture.matching import Matched, open_database, picture_pair
 from gworld.errors import InputError
 
 _PAIRS = 60
+_SHARED = 0.2  # of a picture's features: what rides along with the camera is matched in any pair, but it is little
 _FOCALS = (0.6, 0.75, 0.9, 1.1, 1.3, 1.6, 2.0, 2.6)  # of the longer side
 
 
@@ -48,7 +49,7 @@ def check_motion(matched: Matched) -> None:
     if motion is None:
         return
     what = ""
-    if motion.still > 0.6 or motion.travel < 0.004:
+    if motion.still > 0.6 or motion.travel < 0.002:
         what = (
             f"the camera stands still ({motion.still:.0%} of what can be followed stays in its place), so that depth "
             "cannot be seen"
@@ -66,8 +67,8 @@ def check_motion(matched: Matched) -> None:
 
 
 def _far_pairs(matched: Matched) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Verified matches of pictures of one camera, the pairs of those with the largest distance in order, centred and
-    in shares of the longer side."""
+    """Verified matches of pictures of one camera that share much, of those the pairs furthest apart in order; centred
+    and in shares of the longer side."""
     with open_database(matched.database) as database:
         images = {image.image_id: image for image in database.read_all_images()}
         order = {row.name: index for index, row in enumerate(sorted(matched.footage.shots, key=lambda s: s.name))}
@@ -75,7 +76,8 @@ def _far_pairs(matched: Matched) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         listed = []
         for number, geometry in zip(numbers, geometries, strict=True):
             a, b = picture_pair(number)
-            if len(geometry.inlier_matches) < 30 or images[a].camera_id != images[b].camera_id:
+            enough = max(30, _SHARED * matched.features)
+            if len(geometry.inlier_matches) < enough or images[a].camera_id != images[b].camera_id:
                 continue
             gap = abs(order[matched.shots[images[a].name].name] - order[matched.shots[images[b].name].name])
             listed.append((gap, a, b, geometry.inlier_matches))
