@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from gworld.agents.segment import hole_shares, mask_shares, rows_in_box, rows_in
 from gworld.agents.skeleton import read_robot
 from gworld.agents.skinning import SkinOptions
 from gworld.agents.tree import Skeleton, link_index
+from gworld.cli import bind
 from gworld.data.shapes import box, plain
-from gworld.errors import InputError
+from gworld.errors import InputError, UsageError
 from gworld.formats.registry import write
-from gworld.formats.world import load_world
+from gworld.formats.world import load_world, save_world
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras, intrinsics, look_at
 from gworld.scene.gaussians import Gaussians, join_gaussians
@@ -248,3 +250,28 @@ def test_masks_in_several_views_find_the_object() -> None:
     judged = shares.total > 0.05
     assert float((rows == truth)[judged].float().mean()) > 0.97
     assert int(rows.sum()) > 0.5 * int(truth.sum())
+
+
+def test_the_command_binds_saves_and_refuses(arm: Skeleton, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world, out = tmp_path / "world", tmp_path / "out"
+    save_world(replace(table_world(), cameras=views()), world)
+    assert arm.path is not None
+    coarse = SkinOptions(per_square_metre=2000.0)
+    common = bind.Options(world, "left", out, robot=arm.path, package=(tmp_path,), skin=coarse, json=True)
+    bind.run(replace(common, joints=("elbow=0.5",), base=(0, 0, 0.1, 1, 0, 0, 0)))
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["action"] == ["shoulder/position", "elbow/position", "gripper/opening"]
+    again = load_world(out)
+    assert [agent.name for agent in again.agents] == ["left"] and again.links[1].pose[2] == pytest.approx(0.1)
+    bind.run(bind.Options(out, "cube", overwrite=True, cut=(0.24, 0.14, 0.001, 0.36, 0.26, 0.12)))
+    again = load_world(out)
+    assert again.entities[-1].name == "cube" and load_robot(again, "left").links[0].name == "foot"
+    assert "holes" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="one of --robot"):
+        bind.run(bind.Options(world, "x", tmp_path / "y"))
+    with pytest.raises(UsageError, match="exists already"):
+        bind.run(replace(common, name="right"))
+    with pytest.raises(UsageError, match="--joints wrist=1"):
+        bind.run(replace(common, out=tmp_path / "y", joints=("wrist=1",)))
+    with pytest.raises(UsageError, match="is no pose"):
+        bind.run(replace(common, out=tmp_path / "y", base=(0, 0, 0, 0, 0, 0, 0)))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from gworld.agents.tree import Shape, Surface
 from gworld.agents.xml import parse_xml
@@ -19,6 +22,7 @@ MAX_BYTES = 512 << 20
 _LEAKS = (
     ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError, OSError, NotImplementedError,
     RuntimeError, ArithmeticError, StopIteration, RecursionError, MemoryError, SyntaxError,
+    BufferError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What mesh readers let out on malformed files; XML's parse error is a SyntaxError."""
 
@@ -88,7 +92,7 @@ def _read(file: Path, resolver: Any) -> tuple[Surface, ...]:
         parts = loaded.dump() if isinstance(loaded, trimesh.Scene) else [loaded]
         meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
         surfaces = tuple(_surface(mesh) for mesh in meshes)
-    except _LEAKS as error:
+    except (*_LEAKS, *_collada_errors()) as error:
         fact = " ".join(f"{type(error).__name__} {error}".split())[:200]
         raise InputError(f"`{file}` cannot be read as a {suffix[1:]} mesh: {fact}. Export it again.") from error
     if not surfaces:
@@ -198,10 +202,14 @@ def _metres(data: bytes, source: str) -> float:
     return 1.0
 
 
-def _require_collada() -> None:
+def _collada_errors() -> tuple[type[Exception], ...]:
     try:
-        import collada  # noqa: F401 - trimesh reads COLLADA through it
-    except ImportError as error:
-        raise MissingBackendError(
-            "COLLADA meshes need pycollada: pip install pycollada, or convert to .obj or .glb."
-        ) from error
+        from collada.common import DaeError
+    except ImportError:
+        return ()
+    return (DaeError,)
+
+
+def _require_collada() -> None:
+    if not _collada_errors():
+        raise MissingBackendError("COLLADA meshes need pycollada: pip install pycollada, or convert to .obj or .glb.")
