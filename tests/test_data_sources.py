@@ -111,6 +111,16 @@ def test_robomimic_that_disagrees_is_refused(tmp_path: Path) -> None:
         source.read(1, tmp_path)
 
 
+def test_a_link_out_of_a_robomimic_file_is_not_followed(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path, other = make_robomimic(tmp_path / "two.hdf5"), make_robomimic(tmp_path / "other.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/object"]
+        file["data/demo_0/obs/object"] = h5py.ExternalLink(str(other), "/data/demo_1/obs/object")
+    with pytest.raises(InputError, match="link to another file"):
+        open_robomimic(path).read(0, tmp_path)
+
+
 def test_annotated_videos_are_read(tmp_path: Path) -> None:
     source = open_annotated(make_annotated(tmp_path / "set"))
     droid, bridge = source.read(0, tmp_path), source.read(1, tmp_path)

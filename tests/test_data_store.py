@@ -157,6 +157,7 @@ def test_a_failed_episode_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="infinity"):
             writer.add(replace(small_episode(), signals={"bad": torch.full((24, 1), torch.inf)}))
         assert writer.add(small_episode()) == 0
+    assert not list((tmp_path / "store" / "episode-000000").glob("*.mp4"))
     assert sorted(place.name for place in (tmp_path / "store").iterdir()) == [".lock", "episode-000000", "index.jsonl"]
 
 

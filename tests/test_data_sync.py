@@ -107,7 +107,7 @@ def test_an_episode_with_a_late_camera_is_put_right(tmp_path: Path) -> None:
     write_clip(frames, shown, tmp_path / "a.mp4")
     episode = robot_episode(log, joints=[position], videos={"front": tmp_path / "a.mp4"})
     found = sync_episode(episode)
-    assert found.sure and abs(found.offset - 0.55) < 0.05, str(found)
+    assert found is not None and found.sure and abs(found.offset - 0.55) < 0.05, str(found)
     moved = apply_sync(episode, found).videos[0].times
     assert abs(float(moved[0]) - 0.55) < 0.05
     unmoved = apply_sync(episode, Sync(0.03, 1.0, 0.9, 0.9, 9.0, True)).videos[0].times
@@ -133,6 +133,8 @@ def test_droid_wrist_cameras_are_in_step(real_data: Path) -> None:
     offsets = []
     for index in range(len(source)):
         episode = source.read(index, real_data)
-        offsets.append(sync_episode(episode, camera="wrist").offset)
+        found = sync_episode(episode, camera="wrist")
+        assert found is not None
+        offsets.append(found.offset)
     frames = np.round(np.array(offsets) * 5)
     assert (frames == 0).all(), f"the peaks lie at {offsets} s; frames are 0.2 s apart"

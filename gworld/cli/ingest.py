@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,7 +43,6 @@ def run(options: Options) -> None:
     """Ingest; raises `InputError` for a bad source and `UsageError` for a target that cannot be used."""
     from gworld.data.ingest import IngestReport, ingest, open_source
     from gworld.data.split import parse_agents
-    from gworld.runlog import progress_line
 
     if options.limit is not None and options.limit < 1:
         raise UsageError(f"`--limit {options.limit}` leaves nothing to read; at least 1 is needed.")
@@ -53,7 +54,6 @@ def run(options: Options) -> None:
     say(f"{options.source}: {source.kind}, {len(source):,} episodes")
     for note in source.notes:
         say(f"  {note}")
-    ticker = _Ticker(count, progress_line)
     report: IngestReport = ingest(
         source,
         options.out,
@@ -62,7 +62,7 @@ def run(options: Options) -> None:
         behaviour=options.behaviour,
         licence=options.licence,
         limit=options.limit,
-        progress=ticker.tick,
+        progress=_ticker(count),
     )
     for number, sync in report.syncs.items():
         say(f"  episode {number}: {sync}")
@@ -78,18 +78,17 @@ def run(options: Options) -> None:
     say(f"next: gworld info {options.out} --thumbnail sheet.png")
 
 
-class _Ticker:
-    """A plain line of progress at most every five seconds."""
+def _ticker(count: int) -> Callable[[str, float], None]:
+    """Prints a plain line of progress, at most every five seconds."""
+    from gworld.runlog import progress_line
 
-    def __init__(self, count: int, line: object) -> None:
-        import time
+    begin = last = time.monotonic()
 
-        self._count, self._line, self._clock = count, line, time.monotonic
-        self._begin = self._last = time.monotonic()
+    def tick(name: str, share: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 5.0:
+            last = now
+            say(progress_line("ingest", round(share * count), count, now - begin))
 
-    def tick(self, name: str, share: float) -> None:
-        now = self._clock()
-        if now - self._last >= 5.0:
-            self._last = now
-            assert callable(self._line)
-            say(self._line("ingest", round(share * self._count), self._count, now - self._begin))
+    return tick

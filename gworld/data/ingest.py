@@ -97,7 +97,7 @@ def ingest(
             found = None
             if sync == "auto":
                 found = sync_episode(episode)
-                episode = apply_sync(episode, found) if found.sure else episode
+                episode = apply_sync(episode, found) if found and found.sure else episode
             number = writer.add(episode, key)
             added.append(number)
             seconds += writer.entries[-1].seconds

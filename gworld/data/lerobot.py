@@ -83,6 +83,9 @@ def _read_meta(root: Path) -> _Set:
             raise InputError(f"`{source}` is of version {version[:20]!r}; v2.0, v2.1 and v3.0 are read.")
         fps, chunk = float(info["fps"]), int(info.get("chunks_size", 1000))
         features = {str(key): dict(value) for key, value in info["features"].items()}
+        for name, value in features.items():
+            if not isinstance(value.get("shape"), list) or not isinstance(value.get("dtype"), str):
+                raise ValueError(f"feature {name[:60]!r} has no shape or dtype")
         templates = {"data": str(info["data_path"]), "video": str(info.get("video_path") or "")}
         if not 0 < fps < 10_000 or chunk < 1:
             raise ValueError(f"fps is {fps}, chunks_size {chunk}")
@@ -94,6 +97,11 @@ def _read_meta(root: Path) -> _Set:
         raise InputError(f"`{root / 'meta'}` is damaged ({str(error)[:200]!r}). Download it again.") from error
     total = info.get("total_episodes", len(episodes))
     same_count(source, "total_episodes", int(total) if isinstance(total, int) else -1, "the list", len(episodes))
+    frames = info.get("total_frames")
+    if isinstance(frames, int):
+        same_count(
+            source, "total_frames", frames, "the sum of the episodes' lengths", sum(e["length"] for e in episodes)
+        )
     return _Set(root, version, fps, chunk, features, templates, tasks, tuple(episodes))
 
 
@@ -215,7 +223,7 @@ def _wanted(data: _Set) -> tuple[list[str], list[str]]:
     tables = [
         name
         for name, value in data.features.items()
-        if value.get("dtype") in simple and len(value.get("shape") or [1]) <= 1 and name not in _BOOKKEEPING
+        if value.get("dtype") in simple and len(value["shape"]) <= 1 and name not in _BOOKKEEPING
     ]
     return ["timestamp", "episode_index", *tables], ["task_index"]
 

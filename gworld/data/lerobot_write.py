@@ -67,15 +67,15 @@ def write_lerobot(
         raise InputError(f"`{episodes.folder}` holds no finished episode; at least one is needed.")
     rate = fps or _usual_rate(read_episode(episodes, 0))
     tasks: dict[str, int] = {}
-    with atomic_folder(out, own=OWN, overwrite=overwrite) as root:
-        with contextlib.closing(_Writer(root, rate)) as writer:
-            for position in range(len(episodes)):
-                rows = _on_clock(read_episode(episodes, position), rate)
-                task = rows.episode.task or "unknown"
-                writer.add(rows, task, tasks.setdefault(task, len(tasks)))
-                if progress:
-                    progress(f"episode {position + 1} of {len(episodes)}", (position + 1) / len(episodes))
-            return writer.finish(tasks, robot_type)
+    folder = atomic_folder(out, own=OWN, overwrite=overwrite)
+    with folder as root, contextlib.closing(_Writer(root, rate)) as writer:
+        for position in range(len(episodes)):
+            rows = _on_clock(read_episode(episodes, position), rate)
+            task = rows.episode.task or "unknown"
+            writer.add(rows, task, tasks.setdefault(task, len(tasks)))
+            if progress:
+                progress(f"episode {position + 1} of {len(episodes)}", (position + 1) / len(episodes))
+        return writer.finish(tasks, robot_type)
 
 
 def _usual_rate(episode: Episode) -> float:

@@ -47,7 +47,7 @@ def open_robomimic(path: str | Path, rate: float | None = None) -> Source:
 
     def read(index: int, scratch: Path) -> Episode:
         with _reading(file) as data:
-            return _read(data[names[index]], names[index], file, hertz, scratch)
+            return _read(_inside(data, names[index]), names[index], file, hertz, scratch)
 
     return Source("robomimic", file, names, read)
 
@@ -62,13 +62,21 @@ def _reading(file: Path) -> Iterator[Any]:
         ) from error
     try:
         with open(file, "rb") as stream, h5py.File(stream, "r") as content:
-            data = content["data"]
-            if not isinstance(data, h5py.Group):
+            if not isinstance(_inside(content, "data"), h5py.Group):
                 raise InputError(f"`{file}`: `data` is no group; a robomimic file is needed.")
-            yield data
+            yield content["data"]
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"`{file}` cannot be read as robomimic HDF5: {reason}. Copy or export it again.") from error
+
+
+def _inside(group: Any, name: str) -> Any:
+    """A member of a group, unless it is a link to another file."""
+    import h5py
+
+    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+        raise InputError(f"`{group.name}/{name}` is a link to another file, which is not followed.")
+    return group[name]
 
 
 def _in_order(name: str) -> tuple[str, int]:
@@ -88,7 +96,7 @@ def _control_rate(data: Any, file: Path) -> float | None:
 
 def _read(demo: Any, name: str, file: Path, rate: float, scratch: Path) -> Episode:
     source = f"{file.name} {name}"
-    actions = numbers(_array(demo["actions"], source), "actions", source)
+    actions = numbers(_array(_inside(demo, "actions"), source), "actions", source)
     steps = len(actions)
     if steps == 0:
         raise InputError(f"`{source}` has no steps.")
@@ -98,8 +106,9 @@ def _read(demo: Any, name: str, file: Path, rate: float, scratch: Path) -> Episo
     joints: dict[str, list[torch.Tensor]] = {}
     signals: dict[str, torch.Tensor] = {}
     videos = []
-    for key in sorted(demo.get("obs", {})):
-        values = demo["obs"][key]
+    seen = _inside(demo, "obs") if "obs" in demo else {}
+    for key in sorted(seen):
+        values = _inside(seen, key)
         same_count(source, f"obs/{key}, in rows,", len(values), "the table of actions", steps)
         if values.ndim == 4 and values.dtype == np.uint8 and values.shape[3] == 3:
             videos.append(_video(values, key, times, scratch, source))
@@ -111,7 +120,7 @@ def _read(demo: Any, name: str, file: Path, rate: float, scratch: Path) -> Episo
             else:
                 signals[key] = table
     for key in ("rewards", "states"):
-        if key in demo and demo[key].size <= steps * MAX_WIDTH:
+        if key in demo and _inside(demo, key).size <= steps * MAX_WIDTH:
             signals[key] = numbers(_array(demo[key], source), key, source, steps)
     robots = sorted(joints) or [ROBOT]
     width = actions.shape[1] // len(robots)
@@ -132,6 +141,12 @@ def _read(demo: Any, name: str, file: Path, rate: float, scratch: Path) -> Episo
 
 def _array(values: Any, source: str) -> np.ndarray:
     """A data set in memory, after its promised size was held against what is stored."""
+    _check_stored(values, source)
+    check_memory(2 * values.size * values.dtype.itemsize, f"reading {values.name} of `{source}`")
+    return np.asarray(values[()])
+
+
+def _check_stored(values: Any, source: str) -> None:
     size = values.size * values.dtype.itemsize
     if values.dtype.kind not in "fiub" or values.is_virtual or values.external:
         raise InputError(f"`{source}`: {values.name} is of type {values.dtype}, or lies elsewhere; numbers are needed.")
@@ -139,16 +154,12 @@ def _array(values: Any, source: str) -> np.ndarray:
         raise InputError(f"`{source}`: {values.name} promises {size} bytes and stores fewer; the file is damaged.")
     if values.chunks and int(np.prod(values.chunks)) * values.dtype.itemsize > max(CHUNK, 4 * size):
         raise InputError(f"`{source}`: {values.name} is stored in pieces larger than itself; the file is damaged.")
-    check_memory(2 * size, f"reading {values.name} of `{source}`")
-    return np.asarray(values[()])
 
 
 def _video(values: Any, key: str, times: np.ndarray, scratch: Path, source: str) -> Video:
+    _check_stored(values, source)
     if min(values.shape[1:3]) < 2 or values.shape[1] * values.shape[2] > 1 << 26:
         raise InputError(f"`{source}`: obs/{key} has pictures of {values.shape[1:3]} pixels; a usual size is needed.")
-    array_size = values.size
-    if array_size > EXPANSION * values.id.get_storage_size() + 4096:
-        raise InputError(f"`{source}`: obs/{key} promises {array_size} bytes and stores fewer; the file is damaged.")
-    target = scratch / f"{key}.mp4"
+    target = scratch / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', key)[:100]}.mp4"
     write_clip((np.asarray(values[i]) for i in range(len(values))), times, target)
     return Video(key.removesuffix("_image"), target, torch.from_numpy(times))

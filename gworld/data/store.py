@@ -128,7 +128,11 @@ class EpisodeWriter:
     def add(self, episode: Episode, key: str = "") -> int:
         """Write an episode and return its number; once this returns, it is on disk and stays."""
         number, temporary = self._next(), self.scratch()
-        save_record(episode, temporary)
+        try:
+            save_record(episode, temporary)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)  # nothing of it may slip into the next episode
+            raise
         entry = _entry(number, episode, key)
         (temporary / "entry.json").write_text(json.dumps(asdict(entry), allow_nan=False), encoding="utf-8")
         for file in temporary.rglob("*"):

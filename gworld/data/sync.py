@@ -118,32 +118,34 @@ def estimate_sync(
     return Sync(offset, rate, float(peak), float(at_zero) if np.isfinite(at_zero) else 0.0, sigma, sure)
 
 
-def sync_episode(episode: Episode, max_offset: float = 2.0, camera: str = "") -> Sync:
+def sync_episode(episode: Episode, max_offset: float = 2.0, camera: str = "") -> Sync | None:
     """Estimate from an episode's own pictures and states; of several cameras the one that agrees best speaks.
 
-    Joints are used where there are any, else signals named like a state, else actions. Raises `InputError` when the
-    episode has no video, nothing that moves, or no camera of that name.
+    Joints are used where there are any, else signals named like a state, else actions. None when there are fewer than
+    8 steps or frames to go by. Raises `InputError` when no camera has the name `camera`.
     """
-    log, speed = episode_motion(episode)
-    found = []
+    if camera and camera not in [video.name for video in episode.videos]:
+        raise InputError(f"there is no video {camera!r}; the episode has {[video.name for video in episode.videos]}.")
+    found: list[Sync] = []
+    motion = episode_motion(episode)
+    if motion is None:
+        return None
     for video in episode.videos:
         if camera and video.name != camera:
             continue
         times = video.times.numpy()
         if len(times) >= 8:
             pairs, change = image_change(video.path, video.first, times)
-            found.append(replace(estimate_sync(pairs, change, log, speed, max_offset), video=video.name))
-    if not found:
-        raise InputError(f"there is no video {camera!r} of 8 frames or more to find the clock by; use `--sync none`.")
-    return max(found, key=lambda sync: (sync.sure, sync.peak))
+            found.append(replace(estimate_sync(pairs, change, *motion, max_offset), video=video.name))
+    return max(found, key=lambda sync: (sync.sure, sync.peak), default=None)
 
 
-def episode_motion(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """Times between the steps of an episode and the speed of what moves there."""
+def episode_motion(episode: Episode) -> tuple[np.ndarray, np.ndarray] | None:
+    """Times between the steps of an episode and the speed of what moves there; None for fewer than 8 steps."""
     states = [value for name, value in episode.signals.items() if "state" in name or "pos" in name]
     tables = list(episode.joints.values()) or states or list(episode.actions.values())
     if not tables or len(episode) < 8:
-        raise InputError("the episode has no states or actions over 8 steps to find the clock by; use `--sync none`.")
+        return None
     return motion_speed(episode.times.numpy(), torch.cat([t.double() for t in tables], dim=1).numpy())
 
 
