@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,17 @@ from PIL import Image
 
 from gworld.bench.fit_scene import tabletop_views
 from gworld.errors import InputError, MissingBackendError, UsageError
+from gworld.files import read_json
 from gworld.geometry import se3_exp, se3_log
+from gworld.reconstruct import loop as loop_module
 from gworld.reconstruct import step as step_module
 from gworld.reconstruct.appearance import AppearanceOptions
 from gworld.reconstruct.fit import fit_views
 from gworld.reconstruct.options import FitOptions
+from gworld.reconstruct.pictures import read_album
+from gworld.reconstruct.schedule import FILE
 from gworld.reconstruct.step import random_source, view_at
+from gworld.reconstruct.visibility import in_the_way
 from gworld.scene.views import Views
 
 PLAIN = AppearanceOptions(exposure=False)
@@ -150,12 +156,14 @@ def test_the_torch_twin_fits_on_the_reference_renderer(
     native = fit_views(views, replace(SHORT, steps=8, gaussians=500), tmp_path / "native")
     monkeypatch.setattr("gworld.reconstruct.optimise.native_cpu_status", lambda: "not here")
     twin = fit_views(views, replace(SHORT, steps=8, gaussians=500, backend="reference"), tmp_path / "twin")
-    assert torch.allclose(native.gaussians.log_scales, twin.gaussians.log_scales, atol=1e-2)
+    assert native.score is not None and twin.score is not None
+    assert twin.score.psnr == pytest.approx(native.score.psnr, abs=0.1)
 
 
-def test_a_budget_is_a_wall_time(views: Views, tmp_path: Path) -> None:
-    fit = fit_views(views, replace(SHORT, budget="3s"), tmp_path)
-    assert fit.seconds > 2.5 and fit.steps > 10
+def test_a_budget_plans_the_steps(views: Views, tmp_path: Path) -> None:
+    fit = fit_views(views, replace(SHORT, budget="3s", score_every=0), tmp_path)
+    plan = read_json(tmp_path / FILE)
+    assert fit.steps == plan[-1][0] + plan[-1][2] >= 11 and fit.steps != SHORT.steps
 
 
 @pytest.mark.parametrize(
@@ -182,6 +190,30 @@ def test_too_few_views_and_missing_devices(views: Views, tmp_path: Path) -> None
     if not torch.cuda.is_available():
         with pytest.raises(MissingBackendError, match="--device cpu"):
             fit_views(views, replace(SHORT, device="cuda"), tmp_path)
+
+
+def test_control_c_keeps_what_was_reached(views: Views, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop_module.take_step
+
+    def interrupted(setting, state, progress):  # type: ignore[no-untyped-def] # as the original
+        if state.step == 20:
+            signal.raise_signal(signal.SIGINT)
+        return original(setting, state, progress)
+
+    monkeypatch.setattr(loop_module, "take_step", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit_views(views, replace(SHORT, steps=40), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before and (tmp_path / "checkpoints" / "step-21").is_dir()
+    monkeypatch.setattr(loop_module, "take_step", original)
+    assert fit_views(views, replace(SHORT, steps=40), tmp_path, resume=True).steps == 40
+
+
+def test_haze_before_a_camera_is_found(views: Views) -> None:
+    album = read_album(views, 80, 1, torch.device("cpu"))
+    camera = album.levels[0][3].camera.world_from_camera[0]
+    ahead = camera[:3, 3] + torch.tensor([[0.1], [0.4], [1.5], [-0.1]]) * camera[:3, 2]
+    assert in_the_way(album, ahead, 0.5).tolist() == [True, True, False, False]
 
 
 def test_every_epoch_shows_every_view_once() -> None:

@@ -15,7 +15,7 @@ from gworld.bench.fit_scene import depth_error, tabletop_views
 from gworld.bench.rows import Row, at_least, median_seconds
 from gworld.capture.undistort import undistort_views
 from gworld.formats.colmap import read_colmap
-from gworld.reconstruct.appearance import fit_exposure
+from gworld.reconstruct.appearance import AppearanceOptions, fit_exposure
 from gworld.reconstruct.fit import Fit, fit_views
 from gworld.reconstruct.optimise import choose_tools
 from gworld.reconstruct.options import FitOptions
@@ -57,7 +57,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
         if given.data is None or not (given.data / "skull_ccby").is_dir():
             return
         views = undistort_views(read_colmap(given.data / "skull_ccby"), folder / "skull")
-        options = FitOptions(longest=effort.longest, seed=given.seed)
+        options = FitOptions(longest=effort.longest, seed=given.seed, appearance=AppearanceOptions(poses=True))
         fit: Fit | None = None
         for budget in effort.budgets:
             fit = fit_views(views, replace(options, budget=budget), folder / budget)

@@ -25,8 +25,8 @@ class AppearanceOptions:
 
     exposure: bool = True
     """Learn a gain and an offset per picture and colour channel (exposure, white balance, black level)."""
-    exposure_rate: float = 2e-3
-    """Learning rate of exposure."""
+    exposure_rate: float = 1e-2
+    """Learning rate of exposure; like the other two it falls to a tenth."""
     exposure_weight: float = 1e-3
     """How strongly exposure is drawn to none."""
     poses: bool = False

@@ -26,6 +26,7 @@ from gworld.reconstruct.schedule import LEVELS, Plan, planned_gaussians, seconds
 from gworld.reconstruct.score import Score, score_views
 from gworld.reconstruct.state import NAMES, State, gaussians_of, load_state
 from gworld.reconstruct.step import Setting, neutral_exposures
+from gworld.reconstruct.visibility import in_the_way
 from gworld.render.api import RenderOptions
 from gworld.render.native_train import new_adam_state
 from gworld.runlog import RunLog
@@ -144,7 +145,7 @@ def _setting(album: Album, options: FitOptions, width: float, near: float, devic
     drawing = RenderOptions(
         background=BACKGROUNDS.get(options.background, (0.0, 0.0, 0.0)),
         antialiased=options.antialiased,
-        near=max(0.1 * near, 1e-4 * width),
+        near=max(0.5 * near, 1e-4 * width),
     )
     has_depth = any(p.depth is not None for p in album.levels[0]) and options.depth_weight > 0
     return Setting(album, options, choose_tools(device), width, drawing, has_depth)
@@ -181,6 +182,7 @@ def _finish(setting: Setting, unseen: Album, state: State, log: RunLog) -> Fit:
     alive = (whole.opacity_logits.sigmoid() > DEAD) & torch.stack(
         [value.reshape(len(value), -1).isfinite().all(1) for value in state.params.values()]
     ).all(0)
+    alive &= ~in_the_way(setting.album, whole.means, setting.drawing.near)
     gaussians = select_gaussians(whole, alive)
     learned = state.appearance.get("background")
     score = score_views(setting, unseen, gaussians, None if learned is None else learned[0])

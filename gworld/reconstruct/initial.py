@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.reconstruct.pictures import Album, Picture
+from gworld.reconstruct.sweep import sweep_points
 from gworld.scene.cameras import project_points
 from gworld.scene.gaussians import Gaussians
 from gworld.scene.harmonics import sh_from_rgb
@@ -17,6 +18,8 @@ from gworld.scene.harmonics import sh_from_rgb
 OPACITY = 0.1
 LONELY = 8.0
 """A point this many times farther from its neighbours than the median point is taken for an outlier."""
+FEW = 1000
+"""Fewer points than this are helped out by a plane sweep, and by Gaussians anywhere in the depths of the scene."""
 DEPTH_SAMPLES = 400_000
 
 
@@ -53,7 +56,8 @@ def measure_extent(album: Album, points: Float[Tensor, "P 3"]) -> Extent:
         distances = (eyes - target).norm(dim=1).clamp_min(1e-6)
         depths = [torch.stack([0.2 * d, d, 2.0 * d]) for d in distances]
         widths = [0.5 * p.camera.width / float(p.camera.K[0, 0, 0]) for p in pictures]
-    low, middle, high = torch.stack(depths).median(0).values.tolist()
+    _, middle, high = torch.stack(depths).median(0).values.tolist()
+    low = float(torch.quantile(torch.stack(depths)[:, 0], 0.05))  # the views that come nearest decide
     slope = float(np.median(widths))
     axes = torch.stack([p.camera.world_from_camera[0, :3, 2] for p in pictures])
     centre = points.median(0).values if len(points) >= 8 else (eyes + middle * axes).mean(0)
@@ -63,7 +67,7 @@ def measure_extent(album: Album, points: Float[Tensor, "P 3"]) -> Extent:
 def initial_gaussians(
     album: Album, points: Float[Tensor, "P 3"], colours: Float[Tensor, "P 3"], count: int, seed: int
 ) -> Gaussians:
-    """At most `count` Gaussians: on depth where it was measured, else on the sparse points, else in the open.
+    """At most `count` Gaussians: on depth where it was measured, else on sparse and swept points, else in the open.
 
     Points far from all others are dropped; a twentieth of the count is spread over what lies behind the points, so
     that backgrounds have something to grow from. colours in 0..1, one for each point. SH of degree 0.
@@ -76,10 +80,13 @@ def initial_gaussians(
     else:
         keep = _together(points)
         points, colours = points[keep], colours[keep]
+        if len(points) < FEW:
+            swept, swept_colours = sweep_points(album, max(0.7 * extent.near, 1e-3 * extent.width), 1.5 * extent.far)
+            points, colours = torch.cat([points, swept]), torch.cat([colours, swept_colours])
     chosen = torch.randperm(len(points), generator=generator)[: int(0.95 * count)].to(points.device)
     points, colours = points[chosen], colours[chosen]
-    spread = count // 20 if len(points) >= 1000 else max(count // 2 - len(points), count // 20)
-    behind = len(points) >= 1000
+    behind = len(points) >= FEW
+    spread = count // 20 if behind else max(count // 2 - len(points), count // 20)
     more, more_colours = in_the_open(album, extent, spread, generator, behind)
     return gaussians_at(torch.cat([points, more]), torch.cat([colours, more_colours]), extent.width)
 
@@ -115,23 +122,26 @@ def in_the_open(
 ) -> tuple[Tensor, Tensor]:
     """Points on rays through random pixels, in their colours: `behind` the scene, or anywhere in its depths.
 
-    Depths are drawn evenly in 1/z, so that they lie denser where parallax tells them apart.
+    Depths are drawn evenly in 1/z, so that they lie denser where parallax tells them apart. Fewer than `count` where
+    most of that space is close to some camera or masked.
     """
     pictures = album.levels[-1]
     near, far = (extent.far, 6 * extent.far) if behind else (max(extent.near, 1e-3 * extent.width), 1.5 * extent.far)
+    eyes = torch.stack([picture.camera.world_from_camera[0, :3, 3] for picture in pictures])
     places, colours = [], []
-    each = -(-count // len(pictures))
+    each = -(-4 * count // len(pictures))
     for picture in pictures:
         height, width = picture.rgb.shape[:2]
         pixel = torch.rand(each, 2, generator=generator).to(picture.rgb.device)
         share = torch.rand(each, generator=generator).to(pixel)
         z = 1 / (share / far + (1 - share) / near)
         column, row = (pixel[:, 0] * width).long(), (pixel[:, 1] * height).long()
+        place, colour = _unproject(picture, column + 0.5, row + 0.5, z), picture.truth[row, column]
+        usable = torch.cdist(place, eyes).amin(1) > extent.near  # what floats before another camera would hide all
         if picture.mask is not None:
-            usable = picture.mask[row, column]
-            column, row, z = column[usable], row[usable], z[usable]
-        places.append(_unproject(picture, column + 0.5, row + 0.5, z))
-        colours.append(picture.truth[row, column])
+            usable &= picture.mask[row, column]
+        places.append(place[usable])
+        colours.append(colour[usable])
     found, seen = torch.cat(places), torch.cat(colours)
     order = torch.randperm(len(found), generator=generator)[:count].to(found.device)
     return found[order], seen[order]

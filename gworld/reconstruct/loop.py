@@ -22,12 +22,15 @@ from gworld.reconstruct.schedule import GROWN, SETTLED, Plan, count_at, degree_a
 from gworld.reconstruct.score import score_views
 from gworld.reconstruct.state import State, gaussians_of, save_state
 from gworld.reconstruct.step import Setting, random_source, take_step
+from gworld.reconstruct.visibility import in_the_way
 from gworld.runlog import RunLog, progress_line
 
 Progress = Callable[[str, float], None]
 REPORT_EVERY = 100
 UNSEEN_EPOCHS = 2
 """A Gaussian that touched no picture through so many epochs is put to use elsewhere."""
+CLEARED = (0.3, 0.6, 0.8)
+"""Progress at which Gaussians that stand in a camera's way are put to use elsewhere (mcmc)."""
 RESETS = (0.12, 0.24, 0.36)
 """Progress at which classic density control resets opacities."""
 
@@ -103,6 +106,9 @@ def _control_density(loop: Loop, progress: float) -> None:
     if setting.options.density == "mcmc":
         whole_epochs = state.step - state.since >= UNSEEN_EPOCHS * len(setting.album)
         unseen = (state.hits == 0) & whole_epochs
+        if state.resets < len(CLEARED) and progress >= CLEARED[state.resets]:
+            unseen |= in_the_way(setting.album, state.params["means"], setting.drawing.near)
+            state.resets += 1
         grown = control_mcmc(state.params, state.adam, target, unseen, source)
         state.params, state.adam = grown.params, grown.adam
         state.hits[grown.moved] = 1  # what is new is innocent until the next count

@@ -14,7 +14,7 @@ Background = Literal["black", "white", "random", "learned"]
 class Rates:
     """Learning rates of the Gaussians' columns (Adam)."""
 
-    means: float = 1.6e-4
+    means: float = 6.4e-4
     """Positions, as a share of the scene's width per step; falls to `means_end` of it."""
     means_end: float = 0.01
     """What is left of the positions' rate at the end."""

@@ -23,7 +23,8 @@ class State:
 
     `params` are the Gaussians' columns by name; `appearance` the per-picture corrections; `pull`, `hits` and `since`
     are what density control gathered: pull on centres, steps that saw each Gaussian, and the step it began at.
-    `seconds` is the time spent so far, `skipped` counts the steps whose result was not finite.
+    `seconds` is the time spent so far, `skipped` counts the steps whose result was not finite, `resets` the rare
+    interventions of density control.
     """
 
     step: int

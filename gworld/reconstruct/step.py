@@ -86,7 +86,7 @@ def take_step(setting: Setting, state: State, progress: float) -> float:
     with torch.no_grad():
         _move_gaussians(setting, state, gradients, picture, progress)
         if own:
-            _move_corrections(setting, state, view, own, pose)
+            _move_corrections(setting, state, view, own, pose, progress)
         if "background" in state.appearance:
             _learn_background(state.appearance["background"], drawn, picture)
     return value
@@ -170,13 +170,16 @@ def _move_gaussians(
         add_noise(params, of_means / setting.width, setting.width, source)
 
 
-def _move_corrections(setting: Setting, state: State, view: int, found: dict[str, Tensor], pose: Tensor) -> None:
+def _move_corrections(
+    setting: Setting, state: State, view: int, found: dict[str, Tensor], pose: Tensor, progress: float
+) -> None:
     options = setting.options.appearance
     if "twist" in found:
         twist = state.appearance["twist"][view]
         pull = 2 * options.pose_weight * twist
         found["twist"] = twist_gradient(pose.detach(), found["twist"], setting.width) + pull
     rates = {"exposure": options.exposure_rate, "twist": options.pose_rate, "flow": options.distortion_rate}
+    rates = {name: decayed(rate, 0.1, progress) for name, rate in rates.items()}
     gradients = {}
     for name, gradient in found.items():
         whole = torch.zeros_like(state.appearance[name])
