@@ -64,7 +64,7 @@ def _read(root: Path, file: Path) -> Episode:
             source=f"{root.name} {file.relative_to(root / 'annotation').with_suffix('')}",
             task=str(text[0])[:1000],
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, OSError) as error:
         raise InputError(
             f"`{file}` is no annotation that is known ({str(error)[:150]!r}). Download it again."
         ) from error

@@ -175,9 +175,11 @@ def _place(data: _Set, kind: str, entry: Mapping[str, Any], camera: str = "") ->
 def _is_here(data: _Set, entry: Mapping[str, Any]) -> bool:
     try:
         places = [_place(data, "data", entry), *(_place(data, "video", entry, name) for name in data.cameras)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"`{data.root / 'meta'}`: the path of an episode cannot be made ({error}).") from error
-    return all(place.is_file() for place in places)
+        return all(place.is_file() for place in places)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(
+            f"`{data.root / 'meta'}`: the path of an episode cannot be made ({str(error)[:100]})."
+        ) from error
 
 
 def _read_episode(data: _Set, entry: Mapping[str, Any], cache: dict[Path, Any]) -> Episode:
