@@ -191,7 +191,7 @@ def test_three_closing_lines(facts):
     assert "runs/kitchen" in world and "51.2k Gaussians, metric" in world
     assert quality.startswith("Quality: held out: 22.00 dB, SSIM 0.820 over 5 views (nearest view")
     assert "60 of 62 pictures posed" in quality and "1.3 % of the light" in quality
-    assert following.startswith("Next: gworld view runs/kitchen")
+    assert following.startswith("Next: gworld render runs/kitchen")
     assert all("\n" not in line for line in (world, quality, following))
     assert headline(replace(facts, baseline=Baseline("b", 25.0))).startswith(
         "Views that the fit never saw are rendered"

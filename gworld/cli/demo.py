@@ -1,4 +1,4 @@
-"""`gworld demo`: a tour on a generated scene: make a world, write every format, describe it, render it moving."""
+"""`gworld demo`: a tour: a scene made, written in every format, rendered moving; a filmed table reconstructed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gworld.cli import reconstruct
 from gworld.cli.options import print_json, say
 from gworld.cli.panels import draw_panels
 from gworld.cli.scenes import place_world, render_frames
 from gworld.data.toys import poses_of, tabletop_world, waving_rollout
-from gworld.errors import UsageError
+from gworld.errors import InputError, UsageError
 from gworld.files import atomic_folder
 from gworld.formats.convert import table_from_gaussians
 from gworld.formats.gltf_write import write_gltf
@@ -25,6 +26,7 @@ from gworld.render.paths import orbit, path_cameras
 from gworld.render.video import write_video
 from gworld.runlog import track
 
+CLIP = "tabletop.mp4"
 FORMATS = ("scene.ply", "scene.compressed.ply", "scene.spz", "scene.sog", "scene.splat", "scene.glb")
 
 
@@ -35,7 +37,9 @@ class Options:
     out: Path = Path("out/demo")
     """Folder for everything the tour makes."""
     seconds: float = 4.0
-    """Length of the video."""
+    """Length of the rendered video."""
+    budget: str = "40s"
+    """Wall time for fitting the filmed table; empty leaves the reconstruction out."""
     overwrite: bool = False
     """Replace the folder if it exists."""
     json: bool = False
@@ -47,8 +51,13 @@ def run(options: Options) -> None:
     if not 0.1 <= options.seconds <= 600:
         raise UsageError(f"`--seconds {options.seconds}` is out of range; 0.1 to 600 can be rendered.")
     start = time.monotonic()
-    with atomic_folder(options.out, own=(*FORMATS, "world", "demo.mp4"), overwrite=options.overwrite) as folder:
+    with atomic_folder(
+        options.out, own=(*FORMATS, "world", "demo.mp4", "tabletop"), overwrite=options.overwrite
+    ) as folder:
         facts = _tour(folder, options.seconds)
+    if options.budget:
+        request = reconstruct.Options(video=(find_clip(),), out=options.out / "tabletop", budget=options.budget)
+        facts["reconstruction"] = reconstruct.make(request)
     facts["seconds"] = round(time.monotonic() - start, 2)
     facts["out"] = str(options.out)
     if options.json:
@@ -56,8 +65,19 @@ def run(options: Options) -> None:
         return
     say(f"made {options.out}: world/, {len(FORMATS)} splat files, demo.mp4 ({facts['frames']} frames)")
     say(f"rendered {facts['render_fps']:.1f} frames per second at 640x480, everything in {facts['seconds']:.1f} s")
-    world = shlex.quote(f"{options.out}/world")
+    if options.budget:
+        say(f"reconstructed the clip of a table: look at {options.out}/tabletop/report.html and orbit.mp4")
+    world = shlex.quote(f"{options.out}/{'tabletop/' * bool(options.budget)}world")
     say(f"next: gworld info {world} --thumbnail world.png; gworld render {world} --path cameras")
+
+
+def find_clip() -> Path:
+    """The self-made clip that comes with gworld; raises `InputError` where the installation lacks it."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "assets", package.parent / "assets"):
+        if (folder / CLIP).is_file():
+            return folder / CLIP
+    raise InputError(f"this installation has no `{CLIP}`. Run `gworld demo --budget ''`, or install gworld again.")
 
 
 def _tour(folder: Path, seconds: float) -> dict[str, object]:

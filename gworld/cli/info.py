@@ -12,13 +12,16 @@ from gworld.cli.options import print_json, say
 from gworld.formats.describe import describe
 from gworld.formats.table import Axes
 
+EPISODES = "index.jsonl"
+"""What a folder of episodes holds; known here, for asking `data/store.py` would load torch for every file."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What to describe and how."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A splat file (ply, compressed.ply, spz, sog, splat, glb), a world, a COLMAP folder or transforms.json."""
+    """A splat file (ply, compressed.ply, spz, sog, splat, glb), a world, a COLMAP folder, transforms.json, episodes."""
     source_axes: Axes | None = None
     """How the file's numbers are meant for the thumbnail, where the file does not say: RDF, RUB or RFU."""
     thumbnail: Path | None = None
@@ -31,12 +34,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Describe a file; raises `InputError` when it cannot be read."""
-    facts = describe(options.path)
-    if options.thumbnail is not None:
-        from gworld.cli.thumbnail import draw_thumbnail
-
-        draw_thumbnail(options.path, options.thumbnail, options.size, options.source_axes)
-        facts["thumbnail"] = str(options.thumbnail)
+    facts = _describe(options)
     if options.json:
         print_json(facts)
     else:
@@ -44,9 +42,33 @@ def run(options: Options) -> None:
             say(line)
 
 
+def _describe(options: Options) -> dict[str, Any]:
+    if (options.path / EPISODES).is_file():
+        from gworld.data.describe import describe_episodes, draw_contact_sheet
+        from gworld.data.store import open_episodes
+
+        facts = describe_episodes(options.path)
+        if options.thumbnail is not None:
+            draw_contact_sheet(open_episodes(options.path), options.thumbnail)
+            facts["thumbnail"] = str(options.thumbnail)
+        return facts
+    facts = describe(options.path)
+    if options.thumbnail is not None:
+        from gworld.cli.thumbnail import draw_thumbnail
+
+        draw_thumbnail(options.path, options.thumbnail, options.size, options.source_axes)
+        facts["thumbnail"] = str(options.thumbnail)
+    return facts
+
+
 def human_lines(facts: dict[str, Any]) -> list[str]:
     """The facts as aligned lines."""
-    rows = _view_rows(facts) if "views" in facts else _splat_rows(facts)
+    if facts["format"] == "gworld episodes":
+        from gworld.data.describe import episode_rows
+
+        rows = episode_rows(facts)
+    else:
+        rows = _view_rows(facts) if "views" in facts else _splat_rows(facts)
     if "thumbnail" in facts:
         rows.append(("thumbnail", facts["thumbnail"]))
     width = max(len(name) for name, _ in rows)

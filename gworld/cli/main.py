@@ -19,12 +19,15 @@ from gworld.errors import GWorldError, UsageError
 
 # name -> (module, one line). Modules are imported only when their command runs, so that `--help` stays instant.
 COMMANDS = {
+    "reconstruct": ("gworld.cli.reconstruct", "Turn footage or posed pictures into a Gaussian world, with a report."),
+    "bind": ("gworld.cli.bind", "Put a robot or an object into a world."),
+    "ingest": ("gworld.cli.ingest", "Turn a recorded data set into episodes."),
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),
     "render": ("gworld.cli.render", "Render a world or a splat file along a camera path to video or pictures."),
     "doctor": ("gworld.cli.doctor", "Say which backends and components work here, and what mends the others."),
     "bench": ("gworld.cli.bench", "Measure gworld on this machine, beside its baselines and peers."),
-    "demo": ("gworld.cli.demo", "Make a two-robot scene, convert, describe and render it: a tour in one minute."),
+    "demo": ("gworld.cli.demo", "Make, convert and render a two-robot scene, reconstruct a filmed one: a tour."),
 }
 
 INTERRUPTED = 130

@@ -149,7 +149,7 @@ def closing_lines(facts: ReconstructionFacts, run: str | Path) -> tuple[str, str
     return (
         f"World: {run} ({size}; report.html says more)",
         f"Quality: {quality}",
-        f"Next: gworld view {run}, or gworld render {run} --out orbit.mp4",
+        f"Next: gworld render {run} --path cameras --outputs rgb depth",
     )
 
 

@@ -1,0 +1,270 @@
+"""`gworld reconstruct`: footage or posed pictures in, a Gaussian world and its report out; stopped and resumed."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gworld.capture.extract import extract_footage, load_facts
+from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, save_footage
+from gworld.capture.keyframes import KeyframeOptions
+from gworld.capture.known import known_views, match_known
+from gworld.capture.logfile import read_hand_log
+from gworld.capture.masks import MaskOptions, mask_footage, read_findings
+from gworld.capture.overlay import write_overlay
+from gworld.capture.poses import PoseOptions, find_poses
+from gworld.checkpoint import latest_checkpoint
+from gworld.cli.options import print_json, say
+from gworld.cli.reconstruct_output import Story, write_outputs
+from gworld.config import config_from, read_recipe, save_config
+from gworld.errors import InputError, UsageError
+from gworld.files import read_json, refuse_existing, write_json
+from gworld.formats.transforms import write_transforms
+from gworld.reconstruct.fit import Fit, fit_views
+from gworld.reconstruct.frame import FrameOptions, place_views
+from gworld.reconstruct.options import FitOptions
+from gworld.scene.views import Views
+
+STAGES = "stages.json"
+OWN = ("config.yaml", STAGES, "footage", "poses", "checkpoints", "previews", "log.jsonl", "metrics.csv", "plan.json",
+       "world", "report.html", "orbit.mp4", "masks.mp4", "mesh.ply", ".lock")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to reconstruct, from what, and how long to take."""
+
+    video: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=("-i",))] = ()
+    """Videos, folders of photos, or RGB-D folders; several are several cameras."""
+    data: Path | None = None
+    """Posed pictures instead of footage: a nerfstudio data set, a transforms.json, a COLMAP model."""
+    poses_from: Path | None = None
+    """Known poses of the footage: a calibration file, a transforms.json or a COLMAP model, matched by name."""
+    hand_log: Path | None = None
+    """A robot's log for a wrist camera, CSV with time,x,y,z,qw,qx,qy,qz: gives metres and the robot's frame."""
+    out: Path = Path("runs/world")
+    """The run's folder."""
+    budget: str = "10m"
+    """Wall time for the fit: 90s, 10m, 1h; steps and the number of Gaussians are planned for it. `--fit.steps` counts
+    instead where it is given."""
+    mesh: bool = False
+    """Also extract a mesh (mesh.ply) for collision and simulators."""
+    capture: KeyframeOptions = field(default_factory=KeyframeOptions)
+    """Which pictures are taken out of videos."""
+    masks: MaskOptions = field(default_factory=MaskOptions)
+    """What moves and is left out."""
+    poses: PoseOptions = field(default_factory=PoseOptions)
+    """How camera poses are found and judged."""
+    frame: FrameOptions = field(default_factory=FrameOptions)
+    """Up and scale."""
+    fit: FitOptions = field(default_factory=FitOptions)
+    """How Gaussians are fitted."""
+    resume: bool = False
+    """Go on with the run in `--out` where it stopped, with the options it was begun with."""
+    overwrite: bool = False
+    """Replace the run if it exists."""
+    json: bool = False
+    """Print the result as one JSON object on stdout."""
+
+
+def run(options: Options) -> None:
+    """Reconstruct; see `Options`. Raises `InputError` for footage that no world can be built from, with the reason."""
+    facts = make(options)
+    if options.json:
+        print_json(facts)
+        return
+    for line in facts["lines"]:
+        say(line)
+
+
+def make(options: Options) -> dict[str, Any]:
+    """Reconstruct and return the figures; raises as `run`."""
+    started = time.monotonic()
+    options = _begin(options)
+    record = _Record(options.out)
+    try:
+        footage = _capture(options, record)
+        views = _pose(options, record, footage)
+        fit = _fit(options, record, views)
+        facts = write_outputs(Story(options.out, views, fit, dict(record.stages), _command(), options.mesh))
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with: gworld reconstruct --resume --out {shlex.quote(str(options.out))}")
+        raise
+    facts["seconds"] = round(time.monotonic() - started, 1)
+    return facts
+
+
+class _Record:
+    """Which stages of a run are done, and what was found in each; written after each."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out / STAGES
+        self.stages: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
+
+    def done(self, name: str, began: float, **facts: Any) -> None:
+        """Note a finished stage and its seconds."""
+        self.stages[name] = {"seconds": round(time.monotonic() - began, 2), **facts}
+        write_json(self.path, self.stages)
+
+
+def _begin(options: Options) -> Options:
+    """The options of the run: those given for a new one, those written down for one that is resumed."""
+    config = options.out / "config.yaml"
+    if options.resume:
+        if not config.is_file():
+            raise UsageError(f"`{options.out}` holds no run to resume (no config.yaml). Start one without `--resume`.")
+        kept = config_from(Options, read_recipe(config), source=f"`{config}`")
+        return replace(kept, out=options.out, resume=True, json=options.json, mesh=options.mesh or kept.mesh)
+    if bool(options.video) == (options.data is not None):
+        raise UsageError("give footage (`--video FILE`) or posed pictures (`--data FOLDER`), one of the two.")
+    if options.hand_log is not None and len(options.video) != 1:
+        raise UsageError(f"`--hand-log` belongs to one video; {len(options.video)} were given.")
+    refuse_existing(options.out, overwrite=options.overwrite)
+    _clear(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    options = _absolute(options)
+    save_config(replace(options, overwrite=False), config)
+    return options
+
+
+def _absolute(options: Options) -> Options:
+    """Inputs by their whole paths, so that the run can be resumed from anywhere."""
+
+    def whole(path: Path | None) -> Path | None:
+        return None if path is None else path.resolve()
+
+    source = options.masks.source
+    return replace(
+        options,
+        video=tuple(path.resolve() for path in options.video),
+        data=whole(options.data),
+        poses_from=whole(options.poses_from),
+        hand_log=whole(options.hand_log),
+        masks=replace(options.masks, source=source if source in ("auto", "none") else str(Path(source).resolve())),
+    )
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run; a folder that holds anything else is left alone."""
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.yaml").is_file()):
+        raise UsageError(f"`{out}` holds other things than a run of gworld; choose another `--out`.")
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in OWN)
+    if strange:
+        raise UsageError(f"`{out}` also holds {', '.join(strange[:3])}; move that away, or choose another `--out`.")
+    shutil.rmtree(out)
+
+
+def _capture(options: Options, record: _Record) -> Footage:
+    """Pictures, and what moves in them masked."""
+    folder, began, tell = options.out / "footage", time.monotonic(), _progress()
+    if options.data is not None:
+        return _footage_of(known_views(options.data), folder)
+    if "masks" in record.stages:
+        return load_footage(folder)
+    footage = extract_footage(options.video, folder, options.capture, tell)
+    for fact in load_facts(folder):
+        say(f"{fact.source}: {fact.kept} of {fact.looked} pictures kept" + (", the camera stands still" * fact.still))
+    record.done("capture", began, pictures=len(footage), inputs=[asdict(fact) for fact in load_facts(folder)])
+    began = time.monotonic()
+    footage = mask_footage(footage, options.masks, tell)
+    save_footage(footage)
+    for found in read_findings(footage):
+        if not found.trusted:
+            say(
+                f"warning: {found.camera}: the camera's motion explains only {found.explained:.0%} of the picture, so "
+                "nothing was masked as moving; give masks (`--masks.source FOLDER`) if something large moves"
+            )
+    masked = [shot for shot in footage.shots if shot.mask is not None]
+    if masked:
+        write_overlay(footage, options.out / "masks.mp4")
+        say(f"masked what moves in {len(masked)} pictures; look at {options.out / 'masks.mp4'}")
+    record.done("masks", began, masked=len(masked))
+    return footage
+
+
+def _footage_of(views: Views, folder: Path) -> Footage:
+    """The pictures of posed views as footage, where they lie."""
+    if any(view.image is None for view in views.views):
+        missing = next(view.name for view in views.views if view.image is None)
+        raise InputError(f"view `{missing}` has no picture beside its pose. Put the pictures where the data set says.")
+    first = views.views[0]
+    camera = FootageCamera("data", first.width, first.height, photos=True)
+    shots = [Shot(v.name, 0, v.image, k, v.time, v.mask, v.depth) for k, v in enumerate(views.views) if v.image]
+    return Footage(folder, (camera,), tuple(shots), views.depth_scale)
+
+
+def _pose(options: Options, record: _Record, footage: Footage) -> Views:
+    """Poses found or taken, upright, and in metres where anything tells."""
+    folder, began = options.out / "poses", time.monotonic()
+    if "poses" in record.stages:
+        return known_views(folder / "transforms.json")
+    known = None
+    if options.data is not None:
+        known = known_views(options.data)
+    elif options.poses_from is not None:
+        known = match_known(footage, known_views(options.poses_from))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    posed = find_poses(footage, folder, options.poses, known, _progress())
+    log = None if options.hand_log is None else read_hand_log(options.hand_log)
+    sensor = footage.depth_scale if any(shot.depth for shot in footage.shots) else None
+    views, frame = place_views(posed.views, options.frame, log, sensor)
+    write_transforms(views, folder / "transforms.json")
+    for warning in frame.warnings:
+        say(f"warning: {warning}")
+    quality = posed.quality
+    say(f"posed {quality.registered} of {quality.pictures} pictures by {posed.how}")
+    say(f"scale: {frame.scale}; up: {frame.up}")
+    record.done("poses", began, how=posed.how, quality=_finite(asdict(quality)), frame=asdict(frame))
+    return known_views(folder / "transforms.json")
+
+
+def _fit(options: Options, record: _Record, views: Views) -> Fit:
+    began = time.monotonic()
+    own_steps = options.fit.steps != FitOptions.steps
+    fit = replace(options.fit, budget=options.fit.budget or ("" if own_steps else options.budget))
+    result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=_progress())
+    record.done("fit", began, steps=result.steps)
+    return result
+
+
+def _has_checkpoint(options: Options) -> bool:
+    return options.resume and latest_checkpoint(options.out) is not None
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """NaN is not JSON."""
+    return {key: None if isinstance(value, float) and value != value else value for key, value in values.items()}
+
+
+def _command() -> str:
+    return shlex.join(["gworld", *sys.argv[1:]])
+
+
+def _progress() -> Callable[[str, float], None]:
+    """A line on a terminal that rewrites itself; elsewhere a line when a stage ends or ten seconds have passed."""
+    live = sys.stderr.isatty()
+    last: tuple[float, str] = (0.0, "")
+
+    def tell(stage: str, share: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if live:
+            width = shutil.get_terminal_size().columns - 1
+            end = "\n" if share >= 1 else ""
+            print(f"\r{f'{share:4.0%} {stage}':<{width}.{width}}", end=end, file=sys.stderr, flush=True)
+        elif now - last[0] > 10 or (share >= 1 and last[1] != stage):
+            last = (now, stage)
+            print(f"{share:4.0%} {stage}", file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,82 @@
+"""The world's frame: +Z up and, where anything tells it, metres: a robot's log, a length, a depth sensor, planes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gworld.capture.handlog import HandLog, solve_hand_eye_log
+from gworld.capture.scale import parse_length, scale_from_depth, scale_from_length
+from gworld.capture.similarity import Similarity, apply_similarity
+from gworld.capture.upright import estimate_up, level_similarity, parse_up
+from gworld.errors import InputError
+from gworld.scene.views import Views
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """How the world is turned upright and brought to metres."""
+
+    up: str = "auto"
+    """Which way is up in the poses: auto (from cameras, floors and walls), keep, `+z`, `-y`, or three numbers."""
+    scale_from: str = ""
+    """A known length, `A@X,Y+B@X,Y to A@X,Y+B@X,Y = 0.42 m`: two points, each marked in pictures A and B by pixels."""
+    clock: float = 2.0
+    """With a robot's log: its clock may be off by up to so many seconds."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What was found: how up and scale are known, in words, metres per unit of the poses, and warnings."""
+
+    up: str
+    scale: str
+    metres: float | None
+    warnings: tuple[str, ...] = ()
+
+
+def place_views(
+    views: Views, options: FrameOptions, log: HandLog | None = None, depth_scale: float | None = None
+) -> tuple[Views, Frame]:
+    """Turn views upright and to metres, as far as anything tells.
+
+    A robot's `log` of hand poses gives scale and frame (its base); else a known length or the depth sensor, whose unit
+    is `depth_scale` metres, gives scale. Views that are metric keep their frame unless `up` says otherwise. Raises
+    `InputError` when what was given does not fit the views, `UsageError` for options that cannot be read.
+    """
+    if log is not None:
+        return _by_hand(views, options, log)
+    metres, how = 1.0 if views.metric else None, "the poses' own unit is the metre" if views.metric else "unknown"
+    if options.scale_from:
+        metres, how = scale_from_length(views, parse_length(options.scale_from)), "a known length"
+    elif metres is None and depth_scale is not None and any(view.depth for view in views.views):
+        metres, spread = scale_from_depth(views, depth_scale)
+        how = f"the depth sensor (views agree to {spread:.1%})"
+    if metres is not None:
+        turn = Similarity(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), metres)
+        sensor = depth_scale if how.startswith("the depth") else None
+        views = apply_similarity(views, turn, metric=True, depth_scale=sensor)
+    if options.up == "keep" or (options.up == "auto" and how.startswith("the poses' own")):
+        return views, Frame("kept", how, metres)
+    up = estimate_up(views) if options.up == "auto" else parse_up(options.up)
+    warnings = (
+        () if up.confidence >= 0.5 else (f"which way is up is unsure ({up.how}); check it, or give `--frame.up`",)
+    )
+    return apply_similarity(views, level_similarity(up), metric=views.metric), Frame(up.how, how, metres, warnings)
+
+
+def _by_hand(views: Views, options: FrameOptions, log: HandLog) -> tuple[Views, Frame]:
+    timed = [view for view in views.views if view.time is not None]
+    if len(timed) < len(views):
+        raise InputError(f"{len(views) - len(timed)} views carry no time; a robot's log needs it. Use a video.")
+    poses = torch.stack([view.world_from_camera.double() for view in timed])
+    times = torch.tensor([view.time for view in timed], dtype=torch.float64)
+    found = solve_hand_eye_log(poses, times, log, max_offset=options.clock)
+    placed = apply_similarity(views, found.base_from_world, metric=True)
+    agree = float(found.agree.double().mean())
+    scale = f"the robot's log ({agree:.0%} of pictures agree, {1e3 * found.position_rms:.1f} mm rms"
+    scale += f", clock off by {found.time_offset:+.2f} s)"
+    unsure = f"the log tells the scale only to {found.scale_spread:.0%}; move the hand further"
+    warnings = (unsure,) if found.scale_spread > 0.05 else ()
+    return placed, Frame("the robot's base", scale, found.base_from_world.scale, warnings)
