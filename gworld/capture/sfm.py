@@ -132,7 +132,7 @@ def _incremental(matched: Matched, workspace: Path, options: SolveOptions, progr
     import pycolmap
 
     settings = _pipeline_options(options)
-    settings.max_num_models = 3
+    settings.max_num_models, settings.min_model_size = 3, 3
     if not options.refine_known:
         settings.constant_cameras = _known_cameras(matched)
     done = 0
@@ -148,7 +148,7 @@ def _incremental(matched: Matched, workspace: Path, options: SolveOptions, progr
         models = pycolmap.incremental_mapping(
             matched.database, matched.footage.folder.resolve(), workspace, settings, next_image_callback=advance
         )
-    return _largest(models, "incremental")
+    return _largest(models, "incremental", bool(settings.constant_cameras))
 
 
 def _global(matched: Matched, workspace: Path, options: SolveOptions) -> Solution | None:
@@ -160,10 +160,13 @@ def _global(matched: Matched, workspace: Path, options: SolveOptions) -> Solutio
     for part in (mapper.rotation_averaging, mapper.global_positioning, mapper.retriangulation):
         part.random_seed = options.seed
     mapper.global_positioning.use_gpu = mapper.bundle_adjustment.ceres.use_gpu = False
+    held = bool(_known_cameras(matched)) and not options.refine_known
+    if held:  # the global mapper holds all cameras or none
+        mapper.bundle_adjustment.refine_focal_length = mapper.bundle_adjustment.refine_extra_params = False
     _empty(workspace)
     with quiet():
         models = pycolmap.global_mapping(matched.database, matched.footage.folder.resolve(), workspace, settings)
-    return _largest(models, "global")
+    return _largest(models, "global", held)
 
 
 def _pipeline_options(options: SolveOptions) -> Any:
@@ -184,8 +187,8 @@ def _known_cameras(matched: Matched) -> set[int]:
     return {number for number, index in owner.items() if matched.footage.cameras[index].K}
 
 
-def _largest(models: dict[int, Any], how: str) -> Solution | None:
-    """The largest model, cut to its firm part and adjusted again where that took pictures away."""
+def _largest(models: dict[int, Any], how: str, held: bool) -> Solution | None:
+    """The largest model, cut to its firm part and adjusted again where that took pictures away; `held` keeps lenses."""
     import pycolmap
 
     ranked = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
@@ -199,6 +202,7 @@ def _largest(models: dict[int, Any], how: str) -> Solution | None:
         adjusting = pycolmap.BundleAdjustmentOptions(print_summary=False)
         adjusting.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
         adjusting.ceres.use_gpu = False
+        adjusting.refine_focal_length = adjusting.refine_extra_params = not held
         with quiet():
             pycolmap.bundle_adjustment(best, adjusting)
     return Solution(best, how, len(ranked) + bool(gone))
