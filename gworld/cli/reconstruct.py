@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from gworld.capture.extract import extract_footage, load_facts
@@ -31,6 +32,7 @@ from gworld.formats.transforms import write_transforms
 from gworld.reconstruct.fit import Fit, fit_views
 from gworld.reconstruct.frame import FrameOptions, place_views
 from gworld.reconstruct.options import FitOptions
+from gworld.render.select import why_unavailable
 from gworld.scene.views import Views
 
 STAGES = "stages.json"
@@ -231,6 +233,8 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
 
 def _fit(options: Options, record: _Record, views: Views) -> Fit:
     began = time.monotonic()
+    if not torch.cuda.is_available() and (reason := why_unavailable("native-cpu")) is not None:
+        say(f"warning: the fit runs on plain torch, hundreds of times slower than the native renderer: {reason}")
     own_steps = options.fit.steps != FitOptions.steps
     fit = replace(options.fit, budget=options.fit.budget or ("" if own_steps else options.budget))
     result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=_progress())
