@@ -27,7 +27,7 @@ class AppearanceOptions:
     """Learn a gain and an offset per picture and colour channel (exposure, white balance, black level)."""
     exposure_rate: float = 1e-2
     """Learning rate of exposure; like the other two it falls to a tenth."""
-    exposure_weight: float = 1e-3
+    exposure_weight: float = 1e-2
     """How strongly exposure is drawn to none."""
     poses: bool = False
     """Refine camera poses; leave off where poses are known or come from a good sparse model."""

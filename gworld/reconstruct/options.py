@@ -46,7 +46,7 @@ class FitOptions:
     """Degree of view-dependent colour, 0 to 3."""
     ssim_weight: float = 0.2
     """Share of SSIM in the loss; the rest is L1."""
-    opacity_weight: float = 0.01
+    opacity_weight: float = 0.003
     """Regulariser that fades Gaussians no picture needs (mcmc)."""
     scale_weight: float = 0.01
     """Regulariser that shrinks Gaussians, in scene widths (mcmc)."""
