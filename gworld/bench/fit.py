@@ -38,8 +38,8 @@ class Effort:
 
     budgets: tuple[str, ...] = ("1m", "3m", "5m", "10m")
     counts: tuple[int, ...] = (20_000, 50_000, 100_000)
-    count_budget: str = "3m"
-    peer_budget: str = "2m"
+    count_budget: str = "1m"
+    peer_budget: str = "1m"
     longest: int = LONGEST
     table: tuple[int, int, int] = (48, 320, 240)
     table_budget: str = "1m"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gworld.capture.keyframes import KeyframeOptions
 from gworld.cli import reconstruct
 from gworld.cli.options import print_json, say
 from gworld.cli.panels import draw_panels
@@ -27,6 +28,8 @@ from gworld.render.video import write_video
 from gworld.runlog import track
 
 CLIP = "tabletop.mp4"
+PICTURES = 40
+"""Taken out of the clip: enough for its short arc, and quickly matched."""
 FORMATS = ("scene.ply", "scene.compressed.ply", "scene.spz", "scene.sog", "scene.splat", "scene.glb")
 
 
@@ -38,7 +41,7 @@ class Options:
     """Folder for everything the tour makes."""
     seconds: float = 4.0
     """Length of the rendered video."""
-    budget: str = "40s"
+    budget: str = "35s"
     """Wall time for fitting the filmed table; empty leaves the reconstruction out."""
     overwrite: bool = False
     """Replace the folder if it exists."""
@@ -56,7 +59,12 @@ def run(options: Options) -> None:
     ) as folder:
         facts = _tour(folder, options.seconds)
     if options.budget:
-        request = reconstruct.Options(video=(find_clip(),), out=options.out / "tabletop", budget=options.budget)
+        request = reconstruct.Options(
+            video=(find_clip(),),
+            out=options.out / "tabletop",
+            budget=options.budget,
+            capture=KeyframeOptions(count=PICTURES),
+        )
         facts["reconstruction"] = reconstruct.make(request)
     facts["seconds"] = round(time.monotonic() - start, 2)
     facts["out"] = str(options.out)

@@ -236,7 +236,12 @@ def _fit(options: Options, record: _Record, views: Views) -> Fit:
     if not torch.cuda.is_available() and (reason := why_unavailable("native-cpu")) is not None:
         say(f"warning: the fit runs on plain torch, hundreds of times slower than the native renderer: {reason}")
     own_steps = options.fit.steps != FitOptions.steps
-    fit = replace(options.fit, budget=options.fit.budget or ("" if own_steps else options.budget))
+    appearance = options.fit.appearance
+    if appearance.poses is None:
+        given = record.stages["poses"]["how"] == "known poses" and views.metric
+        appearance = replace(appearance, poses=not given)
+    budget = options.fit.budget or ("" if own_steps else options.budget)
+    fit = replace(options.fit, budget=budget, appearance=appearance)
     result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=_progress())
     record.done("fit", began, steps=result.steps)
     return result

@@ -29,8 +29,8 @@ class AppearanceOptions:
     """Learning rate of exposure; like the other two it falls to a tenth."""
     exposure_weight: float = 1e-2
     """How strongly exposure is drawn to none."""
-    poses: bool = False
-    """Refine camera poses; leave off where poses are known or come from a good sparse model."""
+    poses: bool | None = None
+    """Refine camera poses; None: where they were found by structure from motion, not where they were given."""
     pose_rate: float = 3e-5
     """Learning rate of poses: radians, and shares of the scene's width."""
     pose_weight: float = 1e-4
