@@ -30,7 +30,7 @@ class Chain:
     kind) of ball and free joints. above [S,nodes]: joint s moves node n.
     """
 
-    levels: tuple[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, "n 4 4"]], ...]
+    levels: tuple[tuple[Int[Tensor, " _"], Int[Tensor, " _"], Float[Tensor, "_ 4 4"]], ...]
     link_node: Int[Tensor, " L"]
     axis: Float[Tensor, "S 3"]
     anchor: Float[Tensor, "S 3"]
