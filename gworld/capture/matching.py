@@ -29,9 +29,11 @@ class MatchOptions:
     """How features are found and matched."""
 
     max_side: int = 640
-    """Pictures with a longer side are searched for features at this size."""
-    features: int = 4096
-    """Most features of one picture."""
+    """Pictures of videos with a longer side are searched for features at this size."""
+    photo_side: int = 1296
+    """The same for photos, which are fewer and further apart; they may also have twice the features."""
+    features: int = 2048
+    """Most places in one picture where features are taken; those seen in two directions count once."""
     wanted: int = 1200
     """The detector's threshold is lowered until half of the pictures have as many features."""
     overlap: int = 10
@@ -188,14 +190,14 @@ def _extract(
     import pycolmap
 
     database.unlink(missing_ok=True)
-    extraction = pycolmap.FeatureExtractionOptions(
-        num_threads=options.threads, use_gpu=False, max_image_size=options.max_side
-    )
-    extraction.sift.max_num_features, extraction.sift.peak_threshold = options.features, threshold
+    extraction = pycolmap.FeatureExtractionOptions(num_threads=options.threads, use_gpu=False)
+    extraction.sift.peak_threshold = threshold
     for index, camera in enumerate(footage.cameras):
         names = sorted(name for name, shot in shots.items() if shot.camera == index)
         if not names:
             continue
+        extraction.max_image_size = options.photo_side if camera.photos else options.max_side
+        extraction.sift.max_num_features = options.features * (2 if camera.photos else 1)
         model, params = lens_of(camera)
         reader: dict[str, Any] = {"camera_model": model, "camera_params": params}
         reader |= {} if masks is None else {"mask_path": str(masks)}
