@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from gworld.capture.colmap_library import load_pycolmap
 from gworld.capture.extract import extract_footage, load_facts
 from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, save_footage
 from gworld.capture.keyframes import KeyframeOptions
@@ -210,6 +211,7 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
     folder, began = options.out / "poses", time.monotonic()
     if "poses" in record.stages:
         return known_views(folder / "transforms.json")
+    load_pycolmap()  # first from the main thread, so that SIGTERM stays ours
     known = None
     if options.data is not None:
         known = known_views(options.data)
