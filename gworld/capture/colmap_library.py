@@ -11,7 +11,7 @@ from typing import Any
 def load_pycolmap() -> Any:
     """The module; on its first import the process keeps its own answer to SIGTERM.
 
-    pycolmap's log library answers SIGTERM with a stack trace and an abort, so that nothing would be cleaned up. Python's
+    pycolmap's log library answers SIGTERM with a stack trace and an abort, so that nothing is cleaned up. Python's
     handlers can be put back from the main thread only; elsewhere they are left as they are.
     """
     fresh = "pycolmap" not in sys.modules
