@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gworld.capture.known import known_views
 from gworld.cli.demo import find_clip
 from gworld.cli.main import main
 from gworld.data.room_files import write_room_video
@@ -107,6 +108,27 @@ def test_a_still_camera_is_refused_with_the_reason(tmp_path: Path, capsys: pytes
     write_room_video(room, tmp_path / "still.mp4")
     assert main(["reconstruct", "--video", str(tmp_path / "still.mp4"), "--out", str(tmp_path / "run")]) == 3
     assert "still" in capsys.readouterr().err
+
+
+def test_a_fixed_camera_is_placed_into_a_scan(tmp_path: Path) -> None:
+    scan = film_room(RoomOptions(frames=14, seed=1))
+    height, width = scan.pictures.shape[1:3]
+    views = []
+    for index, picture in enumerate(scan.pictures):
+        file = tmp_path / "scan" / f"{index:03d}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(file)
+        pose = torch.from_numpy(scan.world_from_camera[index])
+        views.append(View(file.name, width, height, torch.from_numpy(scan.K), pose, image=file))
+    write_transforms(Views(tuple(views), metric=True), tmp_path / "scan" / "transforms.json")
+    still = film_room(RoomOptions(frames=4, seed=1, path="still", noise=2.0))
+    write_room_video(still, tmp_path / "door.mp4")
+    out = tmp_path / "run"
+    arguments = ["reconstruct", "--data", str(tmp_path / "scan"), "--fixed", str(tmp_path / "door.mp4")]
+    assert main([*arguments, "--out", str(out), *STEPS]) == 0
+    (found,) = known_views(out / "fixed.json").views
+    error = found.world_from_camera.double().numpy() - still.world_from_camera[0]
+    assert np.linalg.norm(error[:3, 3]) < 0.02 and np.abs(error[:3, :3]).max() < 0.02
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -14,11 +15,13 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from gworld.capture.calibration import write_calibration
 from gworld.capture.colmap_library import load_pycolmap
 from gworld.capture.extract import extract_footage, load_facts
-from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, save_footage
+from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, save_footage, shots_of
 from gworld.capture.keyframes import KeyframeOptions
 from gworld.capture.known import known_views, match_known
+from gworld.capture.localise import FixedCamera, localise_cameras
 from gworld.capture.logfile import read_hand_log
 from gworld.capture.masks import MaskOptions, mask_footage, read_findings
 from gworld.capture.overlay import write_overlay
@@ -38,7 +41,7 @@ from gworld.scene.views import Views
 
 STAGES = "stages.json"
 OWN = ("config.yaml", STAGES, "footage", "poses", "checkpoints", "previews", "log.jsonl", "metrics.csv", "plan.json",
-       "world", "report.html", "orbit.mp4", "masks.mp4", "mesh.ply", ".lock")  # fmt: skip
+       "world", "report.html", "orbit.mp4", "masks.mp4", "mesh.ply", "fixed", "fixed.json", ".lock")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Options:
     """Known poses of the footage: a calibration file, a transforms.json or a COLMAP model, matched by name."""
     hand_log: Path | None = None
     """A robot's log for a wrist camera, CSV with time,x,y,z,qw,qx,qy,qz: gives metres and the robot's frame."""
+    fixed: tuple[Path, ...] = ()
+    """Videos of cameras that stand still in the same room: placed into the reconstruction, poses in fixed.json."""
     out: Path = Path("runs/world")
     """The run's folder."""
     budget: str = "10m"
@@ -96,6 +101,7 @@ def make(options: Options) -> dict[str, Any]:
     try:
         footage = _capture(options, record)
         views = _pose(options, record, footage)
+        _place_fixed(options, record, views)
         fit = _fit(options, record, views)
         facts = write_outputs(Story(options.out, views, fit, dict(record.stages), _command(), options.mesh))
     except KeyboardInterrupt:
@@ -148,6 +154,7 @@ def _absolute(options: Options) -> Options:
     return replace(
         options,
         video=tuple(path.resolve() for path in options.video),
+        fixed=tuple(path.resolve() for path in options.fixed),
         data=whole(options.data),
         poses_from=whole(options.poses_from),
         hand_log=whole(options.hand_log),
@@ -231,6 +238,27 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
     say(f"scale: {frame.scale}; up: {frame.up}")
     record.done("poses", began, how=posed.how, quality=_finite(asdict(quality)), frame=asdict(frame))
     return known_views(folder / "transforms.json")
+
+
+def _place_fixed(options: Options, record: _Record, views: Views) -> None:
+    """Find the cameras that stand still by what they share with the posed pictures; write their calibration."""
+    began = time.monotonic()
+    if not options.fixed or "fixed" in record.stages:
+        return
+    footage = extract_footage(options.fixed, options.out / "fixed", options.capture, _progress())
+    cameras = [
+        FixedCamera(c.name, c.width, c.height, tuple(s.image for s in shots_of(footage, k)), c.K, c.distortion)
+        for k, c in enumerate(footage.cameras)
+    ]
+    found = localise_cameras(views, cameras, progress=_progress())
+    placed = Views(tuple(one.view for one in found), metric=views.metric)
+    write_calibration(placed, options.out / "fixed.json")
+    unit = "m" if views.metric else "units"
+    for one in found:
+        turn = math.degrees(one.turn_spread)
+        sure = f"{one.place_spread:.2g} {unit} and {turn:.2g} degrees"
+        say(f"{one.view.name}: placed by {one.matches} points, sure to {sure}")
+    record.done("fixed", began, cameras=[one.view.name for one in found])
 
 
 def _fit(options: Options, record: _Record, views: Views) -> Fit:

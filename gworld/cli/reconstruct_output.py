@@ -35,6 +35,7 @@ FILES = {
     "world": "the world: gaussians.ply opens in any splat viewer",
     "orbit.mp4": "a flight along the cameras and back",
     "poses": "pinhole pictures, transforms.json and points, as nerfstudio reads them",
+    "fixed.json": "poses and lenses of the cameras that stand still",
     "mesh.ply": "the surface, for collision",
     "masks.mp4": "what was left out of the pictures",
     "metrics.csv": "the course of the fit",
