@@ -62,7 +62,7 @@ def check_motion(matched: Matched) -> None:
     if what:
         raise InputError(
             f"`{matched.footage.folder}`: {what}. Walk around the scene with the camera; add a walk-around film of the "
-            "same room, into which fixed cameras are placed; or give the poses (`--poses`)."
+            "same room, into which fixed cameras are placed; or give the poses (`--poses-from`)."
         )
 
 
