@@ -32,7 +32,7 @@ def test_poses_are_found_and_written(room, tmp_path: Path) -> None:
     write_room(room, tmp_path / "film", depth=True)
     stages = []
     posed = find_poses(load_footage(tmp_path / "film"), tmp_path / "posed", progress=lambda *said: stages.append(said))
-    assert posed.how == "incremental structure from motion of 12 of 12 pictures" and len(posed.views) == 12
+    assert posed.how == "incremental: structure from motion of 12 of 12 pictures" and len(posed.views) == 12
     camera, degrees = score_views(posed.views, room)
     assert camera < 4.0 and degrees < 0.5
     assert posed.quality.moving < 0.05 and posed.quality.explained > 0.9 and posed.quality.registered == 12

@@ -65,7 +65,7 @@ class GateOptions:
     """Least number of points."""
     field: tuple[float, float] = (12.0, 130.0)
     """Horizontal fields of view in degrees that are plausible."""
-    moving: float = 0.12
+    moving: float = 0.09
     """Largest share of coherent matches that may break the motion found."""
 
 
@@ -227,15 +227,15 @@ def _point_figures(model: Any) -> tuple[np.ndarray, np.ndarray]:
 def _advice(quality: PoseQuality, options: GateOptions) -> str:
     if not quality.moving <= options.moving:
         return (
-            "Mask what moves (`--masks`, or let it be found automatically); film again with the moving thing smaller "
-            "or standing still; or give the poses (`--poses`)."
+            "Mask what moves (`--masks.source`, or let it be found automatically); film again with the moving thing "
+            "smaller or standing still; or give the poses (`--poses-from`)."
         )
     if not quality.parallax >= options.parallax:
         return (
             "Walk around the scene instead of turning on the spot; use a longer piece of the film; or give the poses "
-            "(`--poses`)."
+            "(`--poses-from`)."
         )
     return (
         "Film more slowly and with more overlap between pictures; take more pictures of the film; or give the poses "
-        "(`--poses`)."
+        "(`--poses-from`)."
     )

@@ -13,7 +13,7 @@ from gworld.capture.covisibility import disagreement
 from gworld.capture.footage import Footage, FootageCamera, Shot
 from gworld.capture.gate import GateOptions, PoseQuality, check_quality, measure_quality
 from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
-from gworld.capture.sfm import Solution, SolveOptions, points_of, solve, triangulate, views_of
+from gworld.capture.sfm import Solution, SolveOptions, points_of, solve, solve_with_field, triangulate, views_of
 from gworld.capture.stillness import check_motion
 from gworld.capture.undistort import undistort_views
 from gworld.errors import InputError
@@ -21,6 +21,7 @@ from gworld.formats.transforms import write_transforms
 from gworld.scene.views import View, Views
 
 WORKSPACE = ".sfm"
+FIELDS = (30, 45, 65, 85)  # degrees: of the lenses tried where the motion leaves the lens open
 FEW = 8  # pictures: an incremental solution with fewer has nothing to say against a global one
 
 
@@ -64,10 +65,13 @@ def find_poses(
         matched = match_footage(footage, workspace, options.matching, progress)
         check_motion(matched)
         solution, quality = _best(list(solve(matched, workspace, options.solving, progress)), matched)
+        solution, quality = _with_held_lens(solution, quality, matched, workspace, options)
         check_quality(quality, str(footage.folder), options.gate)
         views = undistort_views(views_of(solution, matched), folder, progress)
         write_transforms(views, folder / "transforms.json")
-        return Posed(views, quality, f"{solution.how} structure from motion of {len(views)} of {len(footage)} pictures")
+        return Posed(
+            views, quality, f"{solution.how}: structure from motion of {len(views)} of {len(footage)} pictures"
+        )
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -82,7 +86,7 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
         raise InputError(
             f"`{matched.footage.folder}`: no two pictures fit together (about {matched.features:.0f} points of "
             "interest per picture were found). Film the scene with more overlap between pictures; use more light or a "
-            "scene with more texture; or give the poses (`--poses`)."
+            "scene with more texture; or give the poses (`--poses-from`)."
         )
     first, *others = [(solution, measure_quality(solution, matched)) for solution in solutions]
     for second in others:
@@ -91,6 +95,25 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
         if first[0].registered < FEW or (same and _worth(second[1]) > _worth(first[1])):
             first = second
     return first
+
+
+def _with_held_lens(
+    solution: Solution, quality: PoseQuality, matched: Matched, workspace: Path, options: PoseOptions
+) -> tuple[Solution, PoseQuality]:
+    """Where a solution fails at the gate by little, and the lens is unknown: the best of a few lenses held fixed."""
+    low, high = options.gate.field
+    narrowly = options.gate.moving < quality.moving <= 2.5 * options.gate.moving or not low <= quality.field <= high
+    if not narrowly or any(camera.K for camera in matched.footage.cameras):
+        return solution, quality
+    for degrees in FIELDS:
+        held = solve_with_field(matched, workspace, degrees, options.solving)
+        if held is None:
+            continue
+        held = replace(held, how=f"{held.how}, field of view held at {degrees} degrees")
+        measured = measure_quality(held, matched)
+        if _worth(measured) > _worth(quality) or not low <= quality.field <= high:
+            solution, quality = held, measured
+    return solution, quality
 
 
 def _worth(quality: PoseQuality) -> float:
@@ -103,7 +126,7 @@ def _keep(footage: Footage, known: Views, folder: Path, options: PoseOptions, pr
     """Known poses: pictures undistorted, points triangulated where there are none."""
     if not len(known):
         raise InputError(
-            f"none of the {len(footage)} pictures of `{footage.folder}` has a known pose; check `--poses`."
+            f"none of the {len(footage)} pictures of `{footage.folder}` has a known pose; check `--poses-from`."
         )
     views = undistort_views(known, folder, progress)
     quality = _unmeasured(len(footage), len(views), len(views.points))

@@ -63,6 +63,25 @@ def solve(
             yield second
 
 
+def solve_with_field(
+    matched: Matched, workspace: Path, degrees: float, options: SolveOptions = SolveOptions(), progress: Progress = None
+) -> Solution | None:
+    """The incremental solution with the horizontal field of view of every unknown lens held at so many degrees.
+
+    Driving straight ahead leaves focal length and depth to each other; a lens that is held settles both.
+    """
+    with open_database(matched.database) as database:
+        known = _known_cameras(matched)
+        for camera in database.read_all_cameras():
+            if camera.camera_id not in known:
+                params = np.array(camera.params)
+                params[0] = camera.width / 2 / np.tan(np.radians(degrees) / 2)
+                params[3:] = 0
+                camera.params, camera.has_prior_focal_length = params, True
+                database.update_camera(camera)
+    return _incremental(matched, workspace / "held", options, progress, hold_all=True)
+
+
 def views_of(solution: Solution, matched: Matched) -> Views:
     """The registered pictures as views with their cameras' distortion, in order of camera and name, and the points."""
     model = solution.model
@@ -128,15 +147,17 @@ def triangulate(matched: Matched, views: Views, workspace: Path, options: SolveO
         return pycolmap.triangulate_points(model, matched.database, folder, workspace, options=settings)
 
 
-def _incremental(matched: Matched, workspace: Path, options: SolveOptions, progress: Progress) -> Solution | None:
+def _incremental(
+    matched: Matched, workspace: Path, options: SolveOptions, progress: Progress, hold_all: bool = False
+) -> Solution | None:
     import pycolmap
 
     settings = _pipeline_options(options)
     settings.max_num_models, settings.min_model_size = 3, 3
     # Everything is adjusted when the model has grown by 30 %, not by 10 %: a third of the time, the same result.
     settings.ba_global_frames_ratio = settings.ba_global_points_ratio = 1.3
-    if not options.refine_known:
-        settings.constant_cameras = _known_cameras(matched)
+    if hold_all or not options.refine_known:
+        settings.constant_cameras = _known_cameras(matched, hold_all)
     done = 0
 
     def advance() -> None:
@@ -182,11 +203,11 @@ def _pipeline_options(options: SolveOptions) -> Any:
     return settings
 
 
-def _known_cameras(matched: Matched) -> set[int]:
-    """Numbers in the database of the cameras whose intrinsics are known."""
+def _known_cameras(matched: Matched, every: bool = False) -> set[int]:
+    """Numbers in the database of the cameras whose intrinsics are known, or of `every` one."""
     with open_database(matched.database) as database:
         owner = {image.camera_id: matched.shots[image.name].camera for image in database.read_all_images()}
-    return {number for number, index in owner.items() if matched.footage.cameras[index].K}
+    return {number for number, index in owner.items() if every or matched.footage.cameras[index].K}
 
 
 def _largest(models: dict[int, Any], how: str, held: bool) -> Solution | None:
