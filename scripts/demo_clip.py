@@ -93,5 +93,6 @@ def film(world: World, cameras: Cameras) -> Iterator[Tensor]:
 
 if __name__ == "__main__":
     out = sys.argv[1] if len(sys.argv) > 1 else "assets/tabletop.mp4"
-    count = write_video(film(mottled(furnished(tabletop_world(SPACING))), hand_held()), out, FPS, quality=20, preset="slow")
+    world = mottled(furnished(tabletop_world(SPACING)))
+    count = write_video(film(world, hand_held()), out, FPS, quality=20, preset="slow")
     print(f"{out}: {count} frames")
