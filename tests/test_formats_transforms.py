@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
 import random
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from gworld.formats.transforms import KINDS, read_transforms, write_transforms
 from gworld.geometry import invert_transform, matrix_from_quat, transform_from_pose, transform_points
 from gworld.scene.cameras import look_at, project_points
 from gworld.scene.views import View, Views, cameras_of
+from tests.peers.nerfstudio import nerfstudio_python
 
 DISTORTION = {
     "pinhole": (),
@@ -383,15 +381,6 @@ print("RESULT" + json.dumps({
     "points": None if cloud is None else cloud.tolist(),
     "colors": None if cloud is None else parsed.metadata["points3D_rgb"].tolist()}))
 """
-
-
-def nerfstudio_python() -> str:
-    given = os.environ.get("GWORLD_NERFSTUDIO_PYTHON")
-    if given:
-        return given
-    if importlib.util.find_spec("nerfstudio") is None:
-        pytest.skip("nerfstudio is not installed; set GWORLD_NERFSTUDIO_PYTHON to a Python that has nerfstudio 1.1.5")
-    return sys.executable
 
 
 def pixels_of(view: View, world: torch.Tensor) -> np.ndarray:
