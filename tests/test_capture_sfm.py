@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gworld.bench.pose import score_views
@@ -90,6 +91,18 @@ def test_poses_and_lens_are_found(filmed) -> None:
     assert len(views.points) == len(views.colors) > 500 and not views.metric
     assert [view.name for view in views.views] == sorted(view.name for view in views.views)
     assert views.views[3].time == pytest.approx(0.3) and views.views[3].mask is not None
+
+
+def test_the_same_film_gives_the_same_poses_bit_for_bit(filmed, tmp_path: Path) -> None:
+    """Two threads and all: pictures are numbered in order and everything random has a seed."""
+    _, matched, _ = filmed
+    footage = replace(matched.footage, shots=matched.footage.shots[:5])
+    poses = []
+    for run in ("one", "two"):
+        again = match_footage(footage, tmp_path / run, MatchOptions(wanted=300))
+        found = views_of(next(solve(again, tmp_path / run)), again)
+        poses.append(torch.stack([view.world_from_camera for view in found.views]))
+    assert torch.equal(*poses)
 
 
 def test_known_intrinsics_are_kept(filmed, tmp_path: Path) -> None:

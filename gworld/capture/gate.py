@@ -93,8 +93,8 @@ def measure_quality(solution: Solution, matched: Matched) -> PoseQuality:
     )
 
 
-def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions()) -> None:
-    """Raise `InputError` that says what was measured and what to do, when poses are below what `options` ask for."""
+def find_faults(quality: PoseQuality, options: GateOptions = GateOptions()) -> list[str]:
+    """What is wrong with poses, a phrase each; empty where nothing is."""
     low, high = options.field
     found = [
         (
@@ -128,7 +128,12 @@ def check_quality(quality: PoseQuality, source: str, options: GateOptions = Gate
             f"the lens found has an implausible field of view of {quality.field:.0f} degrees",
         ),
     ]
-    facts = [text for wrong, text in found if wrong]
+    return [text for wrong, text in found if wrong]
+
+
+def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions()) -> None:
+    """Raise `InputError` that says what was measured and what to do, when poses are below what `options` ask for."""
+    facts = find_faults(quality, options)
     if facts:
         raise InputError(f"`{source}`: {'; '.join(facts)}. {describe_quality(quality)}. {_advice(quality, options)}")
 

@@ -124,12 +124,13 @@ def quiet() -> Iterator[None]:
     """Keep COLMAP's own log off the terminal; what matters of it is measured and said by us."""
     import pycolmap
 
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = 3
+    log = pycolmap.logging
+    before = log.minloglevel, log.stderrthreshold, log.alsologtostderr
+    log.minloglevel, log.stderrthreshold, log.alsologtostderr = 3, 3, False
     try:
         yield
     finally:
-        pycolmap.logging.minloglevel = before
+        log.minloglevel, log.stderrthreshold, log.alsologtostderr = before
 
 
 def lens_of(camera: FootageCamera) -> tuple[str, str]:
@@ -190,6 +191,8 @@ def _extract(
     import pycolmap
 
     database.unlink(missing_ok=True)
+    with open_database(database):  # which makes it
+        pass
     extraction = pycolmap.FeatureExtractionOptions(num_threads=options.threads, use_gpu=False)
     extraction.sift.peak_threshold = threshold
     for index, camera in enumerate(footage.cameras):
@@ -201,9 +204,15 @@ def _extract(
         model, params = lens_of(camera)
         reader: dict[str, Any] = {"camera_model": model, "camera_params": params}
         reader |= {} if masks is None else {"mask_path": str(masks)}
+        place, single, reading = (
+            footage.folder.resolve(),
+            pycolmap.CameraMode.SINGLE,
+            pycolmap.ImageReaderOptions(**reader),
+        )
+        # Listed first, one after the other, so that threads do not number the pictures anew in each run.
+        pycolmap.import_images(database, place, single, names, reading)
         pycolmap.extract_features(
-            database, footage.folder.resolve(), names, pycolmap.CameraMode.SINGLE,
-            pycolmap.ImageReaderOptions(**reader), extraction, device=pycolmap.Device.cpu,
+            database, place, names, single, reading, extraction, device=pycolmap.Device.cpu
         )  # fmt: skip
     with open_database(database) as opened:
         images = opened.read_all_images()

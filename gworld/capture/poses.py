@@ -11,9 +11,17 @@ import numpy as np
 
 from gworld.capture.covisibility import disagreement
 from gworld.capture.footage import Footage, FootageCamera, Shot
-from gworld.capture.gate import GateOptions, PoseQuality, check_quality, measure_quality
+from gworld.capture.gate import GateOptions, PoseQuality, check_quality, find_faults, measure_quality
 from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
-from gworld.capture.sfm import Solution, SolveOptions, points_of, solve, solve_with_field, triangulate, views_of
+from gworld.capture.sfm import (
+    Solution,
+    SolveOptions,
+    points_of,
+    solve,
+    solve_with_field,
+    triangulate,
+    views_of,
+)
 from gworld.capture.stillness import check_motion
 from gworld.capture.undistort import undistort_views
 from gworld.errors import InputError
@@ -79,8 +87,8 @@ def find_poses(
 def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, PoseQuality]:
     """The incremental solution, unless there is none to speak of or the global one tells the same and more.
 
-    A global solution with more pictures that contradicts the incremental one is not believed: it joins what does not
-    belong together more often than not.
+    A global solution that contradicts the incremental one is not believed, nor is one most of which the incremental
+    one does not bear out: it joins what does not belong together more often than not.
     """
     if not solutions:
         raise InputError(
@@ -91,7 +99,8 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
     first, *others = [(solution, measure_quality(solution, matched)) for solution in solutions]
     for second in others:
         common, apart, degrees = disagreement(first[0].model, second[0].model)
-        same = common >= 0.7 * first[0].registered and apart <= 0.1 and degrees <= 5
+        shared = common >= max(0.7 * first[0].registered, 0.6 * second[0].registered)
+        same = shared and apart <= 0.1 and degrees <= 5
         if first[0].registered < FEW or (same and _worth(second[1]) > _worth(first[1])):
             first = second
     return first
@@ -100,10 +109,14 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
 def _with_held_lens(
     solution: Solution, quality: PoseQuality, matched: Matched, workspace: Path, options: PoseOptions
 ) -> tuple[Solution, PoseQuality]:
-    """Where a solution fails at the gate by little, and the lens is unknown: the best of a few lenses held fixed."""
-    low, high = options.gate.field
-    narrowly = options.gate.moving < quality.moving <= 2.5 * options.gate.moving or not low <= quality.field <= high
-    if not narrowly or any(camera.K for camera in matched.footage.cameras):
+    """Where the gate would refuse and the lens is unknown: the best of a few lenses held fixed.
+
+    With few features, or straight motion, a mapper that also looks for the focal length is led astray by it. What
+    passes as it is stays as it is: more pictures under a wrong lens are no gain.
+    """
+    hopeless = quality.moving > 2.5 * options.gate.moving
+    known = any(camera.K or camera.photos for camera in matched.footage.cameras)
+    if hopeless or known or not find_faults(quality, options.gate):
         return solution, quality
     for degrees in FIELDS:
         held = solve_with_field(matched, workspace, degrees, options.solving)
@@ -111,14 +124,15 @@ def _with_held_lens(
             continue
         held = replace(held, how=f"{held.how}, field of view held at {degrees} degrees")
         measured = measure_quality(held, matched)
-        if _worth(measured) > _worth(quality) or not low <= quality.field <= high:
+        if _worth(measured) > _worth(quality):
             solution, quality = held, measured
     return solution, quality
 
 
 def _worth(quality: PoseQuality) -> float:
     """Registered share times what does not contradict the motion found, less the error, on unmasked pixels."""
-    share = quality.registered / quality.pictures
+    plausible = 12 <= quality.field <= 130
+    share = quality.registered / quality.pictures if plausible else 0.0
     return share * (1 - np.nan_to_num(quality.moving, nan=1.0)) - 0.02 * np.nan_to_num(quality.error, nan=10.0)
 
 
