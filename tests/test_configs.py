@@ -18,7 +18,7 @@ def test_recipe_fits_its_command(recipe: Path) -> None:
     command = recipe.stem.partition("-")[0]
     assert f"gworld {command} --config configs/{recipe.name}" in recipe.read_text(encoding="utf-8")
     module = importlib.import_module(COMMANDS[command][0])
-    arguments = ["a.ply", "b.ply"] if command == "convert" else ["a.ply"]
+    arguments = {"convert": ["a.ply", "b.ply"], "reconstruct": ["--out", "run"]}.get(command, ["a.ply"])
     options = parse_options(module.Options, [*arguments, "--config", str(recipe)], command, "")
     defaults = parse_options(module.Options, arguments, command, "")
     assert options != defaults

@@ -39,12 +39,13 @@ def test_steps_without_a_budget_are_plain_shares(tmp_path: Path) -> None:
     assert plan.progress(0) == 0 and plan.progress(50) == 0.25 and plan.progress(200) == 1
 
 
-def test_a_budget_is_kept_whatever_a_step_costs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("coarse", "fine"), [(0.005, 0.04), (0.1, 1.6)])
+def test_a_budget_is_kept_whatever_a_step_costs(tmp_path: Path, coarse: float, fine: float) -> None:
     plan, clock, step, before = Plan(tmp_path, 60.0, 7000), 0.0, 0, -1.0
     while plan.progress(step) < 1:
         assert plan.progress(step) > before
         before = plan.progress(step)
-        cost = 0.005 if before < 0.3 else 0.04  # finer pictures cost more
+        cost = coarse if before < 0.3 else fine  # finer pictures cost more
         plan.decide(step, clock, cost)
         if plan.progress(step) >= 1:
             break

@@ -63,7 +63,7 @@ def run_on(loop: Loop) -> None:
     if state.step == 0:
         _save(loop)  # of what an earlier run left in this folder, nothing may be resumed
     loop.mark = (state.step, time.monotonic())
-    with _patient() as stopped:
+    with _patient() as stopped, _yielding_cores(loop.setting):
         while True:
             taken = state.step - loop.mark[0]
             pace = (time.monotonic() - loop.mark[1]) / max(taken, 1)
@@ -174,6 +174,18 @@ def _preview(loop: Loop) -> None:
     write_preview(
         path, loop.setting, gaussians_of(loop.state.params), album, None if background is None else background[0]
     )
+
+
+@contextlib.contextmanager
+def _yielding_cores(setting: Setting) -> Iterator[None]:
+    """Hold torch to one thread while the native renderer's threads do the work: its own spin on the same cores."""
+    before = torch.get_num_threads()
+    if setting.album.levels[0][0].rgb.device.type == "cpu" and setting.options.backend != "reference":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

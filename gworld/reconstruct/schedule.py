@@ -28,6 +28,8 @@ SETTLED = 0.85
 """Progress after which density is left alone."""
 FIRST_PLANS = (10, 30, 60)
 PLAN_EVERY = 100
+OVERDUE = 0.03
+"""Share of the budget after which the rest is planned anew whatever the step: finer pictures may cost far more."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Plan:
         self.path = run / FILE
         self.budget = budget
         self.segments = [Segment(0, 0.0, steps)]
+        self.planned: float | None = None  # when, in seconds since the start, this process last planned
 
     def replay(self) -> None:
         """Take up the decisions of an earlier process; raises `InputError` when the file is damaged."""
@@ -93,9 +96,13 @@ class Plan:
 
         elapsed in seconds since the start, pace in seconds per step of late.
         """
-        due = step in FIRST_PLANS or (step > 0 and step % PLAN_EVERY == 0)
+        if self.planned is None:
+            self.planned = elapsed
+        late = step > FIRST_PLANS[0] and elapsed - self.planned > OVERDUE * self.budget
+        due = late or step in FIRST_PLANS or (step > 0 and step % PLAN_EVERY == 0)
         if not self.budget or not due or step <= self.segments[-1].step or self.progress(step) >= 1:
             return
+        self.planned = elapsed
         left = max(1, math.ceil((self.budget - elapsed) / max(pace, 1e-6)))
         self.segments.append(Segment(step, self.progress(step), left))
         write_json(self.path, [[s.step, s.progress, s.left] for s in self.segments])
