@@ -12,6 +12,7 @@ from PIL import Image
 
 from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, save_footage
 from gworld.capture.masks import MaskOptions, mask_footage, mask_silhouettes, read_findings
+from gworld.data.rooms import RoomOptions, film_room
 from gworld.data.toys import tabletop_world
 from gworld.errors import InputError, UsageError
 from gworld.scene.cameras import resize_cameras
@@ -121,6 +122,23 @@ def test_none_changes_nothing_and_auto_leaves_given_masks_and_photos_alone(foota
     assert found.kind == "given" and found.masked == pytest.approx(0.5)
     photos = replace(footage, cameras=(replace(footage.cameras[0], photos=True),))
     assert all(shot.mask is None for shot in mask_footage(photos, MaskOptions()).shots)
+
+
+def test_masks_that_were_found_are_found_anew_and_edited_ones_stay(tmp_path: Path) -> None:
+    film = film_room(RoomOptions(frames=8, width=96, height=72, path="still", moving=0.1))
+    first = mask_footage(footage_of(tmp_path / "footage", film.pictures), MaskOptions(margin=0.0))
+    assert read_findings(first)[0].kind == "still"
+    areas = [sum(int((mask_of(shot) == 0).sum()) for shot in first.shots)]
+    for margin in (0.05, 0.0):
+        again = mask_footage(load_footage(first.folder), MaskOptions(margin=margin))
+        areas.append(sum(int((mask_of(shot) == 0).sum()) for shot in again.shots))
+    assert areas[1] > 1.2 * areas[0] > 0 and areas[2] == areas[0]
+    edited = first.shots[0].mask
+    assert edited is not None
+    Image.fromarray(np.zeros((72, 96), np.uint8)).save(edited)
+    kept = mask_footage(load_footage(first.folder), MaskOptions(margin=0.05))
+    assert read_findings(kept)[0].kind == "given" and not mask_of(kept.shots[0]).any()
+    assert sum(int((mask_of(shot) == 0).sum()) for shot in kept.shots[1:]) < areas[1]
 
 
 def test_damaged_findings_are_refused(footage: Footage) -> None:

@@ -28,14 +28,29 @@ def test_boxes_that_move_are_found_by_a_moving_camera() -> None:
     found = find_movers(filmed.pictures)
     iou, recall, false = agreement(found.masks, filmed.moving)
     assert found.kind == "moving" and found.trusted
-    assert iou > 0.65 and recall > 0.85 and false < 0.05
+    assert iou > 0.7 and recall > 0.78 and false < 0.02
     assert found.focal == pytest.approx(filmed.K[0, 0], rel=0.15)
 
 
 def test_a_static_room_is_left_whole() -> None:
     filmed = room(moving=0.0)
     found = find_movers(filmed.pictures)
-    assert found.kind == "moving" and found.masks.mean() < 0.02 and found.explained > 0.9
+    assert found.kind == "moving" and found.masks.mean() < 0.002 and found.explained > 0.97
+
+
+def test_edges_of_near_things_that_stand_are_no_movers() -> None:
+    """A bland bar before a far wall: flow slides from the one to the other, and nothing moves."""
+    random = np.random.default_rng(6)
+    wall = np.kron(random.uniform(30, 220, (40, 80, 3)), np.ones((4, 4, 1)))
+    bar = np.kron(random.uniform(30, 220, (10, 1, 3)), np.ones((16, 24, 1)))
+    pictures = np.stack([wall[:120, 2 * index : 2 * index + 160] for index in range(24)])
+    for index, picture in enumerate(pictures):
+        left = 150 - 6 * index
+        start, end = max(left, 0), min(left + 24, 160)
+        if start < end:
+            picture[:, start:end] = bar[:120, start - left : end - left]
+    found = find_movers(pictures.astype(np.uint8))
+    assert found.kind == "moving" and found.trusted and found.masks.mean() < 0.01
 
 
 def standing(frames: int = 20, noise: float = 3.0, mover: bool = True) -> tuple[np.ndarray, np.ndarray]:

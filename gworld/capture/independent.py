@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 from numpy import ndarray
 
+from gworld.capture.explain import soften, static_against_flow
 from gworld.capture.flow import mask_at, texture_of, texture_spots, track_points
 from gworld.capture.regions import clean_regions, guided_mean, hysteresis
 from gworld.capture.rigid import Motion, Tracks, best_depth, fit_motion, rays_of, residuals, targets_of
@@ -25,8 +26,12 @@ NOISE = 0.3
 """Pixels: flow is not trusted beyond this."""
 PRIOR = 0.25
 """Weight with which a point is static before anything is known; a well textured one weighs 1 per picture."""
+BLAND = 0.05
+"""Texture below which a point says nothing."""
 LIMIT = 3.5
 """Residuals, in units of the noise, at which static turns to moving."""
+WORSE = 0.75, 1.05
+"""How much worse than its track a static world must explain a point (a ratio) that may move, and that surely does."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,15 @@ class Independent:
 @dataclass(frozen=True)
 class _Window:
     tracks: Tracks
+    depth: ndarray
     evidence: ndarray
     weight: ndarray
-    explained: float
+
+    @property
+    def explained(self) -> float:
+        """The share of textured points that do not move by themselves."""
+        solid = self.weight > 0.5
+        return float((self.evidence[solid] <= 0).mean()) if solid.any() else 0.0
 
 
 def find_independent(
@@ -60,13 +71,17 @@ def find_independent(
     focal = focal or _guess_focal(gray, flows, ignore, offsets)
     grid = _grid(height, width)
     windows: list[_Window] = []
+    soft = soften(gray)
     last: Motion | None = None
     for frame in range(count):
         spots = texture_spots(gray[frame], 8)
         spots = spots[~mask_at(ignore, spots)]
         sparse = track_points(gray, spots[:: max(1, len(spots) // 500)], flows, frame, offsets)
         last = _fit(sparse, focal, (width / 2, height / 2), last)
-        windows.append(_judge(track_points(gray, grid, flows, frame, offsets), gray[frame], ignore, focal, last))
+        tracks = track_points(gray, grid, flows, frame, offsets)
+        windows.append(_judge(tracks, gray[frame], ignore, focal, last))
+        if last is not None:
+            windows[-1] = _acquit(windows[-1], soft, frame, focal, last)
         if progress is not None:
             progress((frame + 1) / count)
     shape = -(-height // CELL), -(-width // CELL)
@@ -130,7 +145,7 @@ def _judge(tracks: Tracks, gray: ndarray, ignore: ndarray, focal: float, motion:
     height, width = gray.shape
     number = len(tracks.start)
     if motion is None or not tracks.offsets:
-        return _Window(tracks, np.zeros(number), np.zeros(number), 0.0)
+        return _Window(tracks, np.ones(number), np.zeros(number), np.zeros(number))
     centre = (width / 2, height / 2)
     rays, target = rays_of(tracks.start, focal, centre), targets_of(tracks, centre)
     seen = tracks.seen.astype(np.float64)
@@ -146,8 +161,22 @@ def _judge(tracks: Tracks, gray: ndarray, ignore: ndarray, focal: float, motion:
         noise = max(NOISE, float(np.median(np.sqrt(square[tracks.seen & solid]))) / 1.18)
     score = np.sqrt(_one_sided(np.minimum(square, 100.0), tracks)) / noise
     evidence = np.clip((score - LIMIT) / LIMIT, -1, 1)
-    explained = float((score[solid] < LIMIT).mean()) if solid.any() else 0.0
-    return _Window(tracks, evidence, enough * texture, explained)
+    return _Window(tracks, depth, evidence, enough * np.where(texture > BLAND, texture, 0))
+
+
+def _acquit(window: _Window, soft: ndarray, frame: int, focal: float, motion: Motion) -> _Window:
+    """A window whose evidence that points move stands only where no static world explains the pictures as well."""
+    sure = (window.evidence < 0) & (window.weight > 0)
+    accused = np.flatnonzero((window.evidence > 0) & (window.weight > 0))
+    if not len(accused) or not sure.any():
+        return window
+    tracks = window.tracks
+    part = Tracks(tracks.start[accused], tracks.at[:, accused], tracks.seen[:, accused], tracks.offsets)
+    nearest = 1.5 * float(np.percentile(window.depth[sure], 99))
+    ratio = static_against_flow(soft, frame, part, motion, focal, nearest)
+    evidence = window.evidence.copy()
+    evidence[accused] = np.minimum(evidence[accused], np.clip((ratio - WORSE[0]) / (WORSE[1] - WORSE[0]), 0, 1))
+    return replace(window, evidence=evidence)
 
 
 def mask_values(values: ndarray, points: ndarray) -> ndarray:

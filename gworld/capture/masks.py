@@ -7,6 +7,7 @@ ignore; masks from several sources are combined, so that what any of them ignore
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,8 +40,8 @@ class MaskOptions:
     """What is ignored in the pictures: moving things, and what rides along with the camera."""
 
     source: str = "auto"
-    """Where masks come from: `auto` looks for moving things in cameras that have no masks yet, `none` keeps what is
-    there, anything else is a folder of PNGs named after the pictures."""
+    """Where masks come from: `auto` looks for moving things in cameras that have no masks but those it found before,
+    `none` keeps what is there, anything else is a folder of PNGs named after the pictures."""
     keep: Literal["white", "black"] = "white"
     """Which value in given masks is the static scene to use."""
     camera: Literal["auto", "still", "moving"] = "auto"
@@ -55,8 +56,9 @@ class MaskOptions:
 class MaskFindings:
     """What was found for one camera: how it moved (`still`, `moving`, or `given` where masks were there), the share
     of its pictures that the dominant motion explains (1 where masks were given), the shares masked in all and as
-    riding along with it, a focal length in pixels guessed on the way (0 if none), and whether the masks are to be
-    trusted: if not, movers may fill most of the picture and nothing was masked as moving."""
+    riding along with it, a focal length in pixels guessed on the way (0 if none), whether the masks are to be
+    trusted: if not, movers may fill most of the picture and nothing was masked as moving; and the digest of the mask
+    files as they were written, by which masks that were found are known from those that were given or edited."""
 
     camera: str
     kind: str
@@ -65,6 +67,7 @@ class MaskFindings:
     mounted: float = 0.0
     focal: float = 0.0
     trusted: bool = True
+    digest: str = ""
 
 
 def mask_footage(footage: Footage, options: MaskOptions, progress: Progress | None = None) -> Footage:
@@ -132,11 +135,13 @@ def mask_silhouettes(
 
 def _find(footage: Footage, options: MaskOptions, progress: Progress | None) -> Footage:
     shots = {shot.name: shot for shot in footage.shots}
-    findings = []
+    findings, before = [], {finding.camera: finding.digest for finding in read_findings(footage)}
     for number, camera in enumerate(footage.cameras):
         own = shots_of(footage, number)
         if not own:
             continue
+        if before.get(camera.name) and before[camera.name] == _digest(own):
+            own = tuple(replace(shot, mask=None) for shot in own)
         if camera.photos or all(shot.mask is not None for shot in own):
             findings.append(MaskFindings(camera.name, "given", 1.0, _masked_share(own)))
             continue
@@ -152,7 +157,9 @@ def _find(footage: Footage, options: MaskOptions, progress: Progress | None) -> 
         grown = [grow(mask, options.margin * pictures.shape[2]) for mask in movers.masks]
         for shot, mask in zip(own, grown, strict=True):
             shots[shot.name] = _with_mask(footage, shot, mask)
-        findings.append(_finding(camera.name, movers, float(np.mean(grown)), scale))
+        alone = all(shot.mask is None for shot in own)
+        finding = _finding(camera.name, movers, float(np.mean(grown)), scale)
+        findings.append(replace(finding, digest=_digest([shots[shot.name] for shot in own]) if alone else ""))
     write_json(footage.folder / FILE, {"format": FORMAT, "cameras": [asdict(finding) for finding in findings]})
     return _saved(footage, [shots[shot.name] for shot in footage.shots])
 
@@ -160,6 +167,14 @@ def _find(footage: Footage, options: MaskOptions, progress: Progress | None) -> 
 def _finding(name: str, movers: Movers, masked: float, scale: float) -> MaskFindings:
     explained, focal = round(movers.explained, 4), round(movers.focal * scale, 2)
     return MaskFindings(name, movers.kind, explained, round(masked, 4), round(movers.mounted, 4), focal, movers.trusted)
+
+
+def _digest(shots: Sequence[Shot]) -> str:
+    """Of the mask files of shots; empty where one has none."""
+    files = [shot.mask for shot in shots if shot.mask is not None and shot.mask.is_file()]
+    if len(files) < len(shots):
+        return ""
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _masked_share(shots: Sequence[Shot]) -> float:
