@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from gworld.bench.pose import score_views
-from gworld.capture.footage import load_footage
+from gworld.capture import poses
+from gworld.capture.footage import Footage, load_footage
+from gworld.capture.gate import PoseQuality
+from gworld.capture.matching import Matched
 from gworld.capture.poses import find_poses
+from gworld.capture.sfm import STRAIGHT, Solution
 from gworld.data.room_files import write_room
 from gworld.data.rooms import RoomOptions, film_room
 from gworld.errors import InputError
@@ -96,3 +101,24 @@ def test_a_refusal_leaves_no_workspace(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stands still"):
         find_poses(load_footage(tmp_path / "film"), tmp_path / "posed")
     assert not list((tmp_path / "posed").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "degrees", "registered", "taken"),
+    [(1.05, 8.0, 30, True), (1.3, 8.0, 30, False), (1.05, 30.0, 30, False), (1.05, 8.0, 20, False)],
+)
+def test_a_straight_lens_is_taken_where_it_tells_the_same(
+    monkeypatch: pytest.MonkeyPatch, error: float, degrees: float, registered: int, taken: bool
+) -> None:
+    def solution(how: str, count: int) -> Solution:
+        return Solution(SimpleNamespace(num_reg_images=lambda: count), how, 1)
+
+    def quality(found: Solution, _: object) -> PoseQuality:
+        off = error if found.how == STRAIGHT else 1.0
+        return PoseQuality(50, found.registered, 1, 900, off, 5.0, 6.0, 80.0, 0.0, 0.9)
+
+    monkeypatch.setattr(poses, "measure_quality", quality)
+    monkeypatch.setattr(poses, "disagreement", lambda one, two: (min(30, registered), 0.13, degrees))
+    matched = Matched(Footage(Path(), (), ()), Path(), {}, 500.0, 0.004)
+    best, _ = poses._best([solution("incremental", 30), solution(STRAIGHT, registered)], matched)
+    assert (best.how == STRAIGHT) == taken

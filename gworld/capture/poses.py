@@ -14,6 +14,7 @@ from gworld.capture.footage import Footage, FootageCamera, Shot
 from gworld.capture.gate import GateOptions, PoseQuality, check_quality, find_faults, measure_quality
 from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
 from gworld.capture.sfm import (
+    STRAIGHT,
     Solution,
     SolveOptions,
     points_of,
@@ -88,7 +89,8 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
     """The incremental solution, unless there is none to speak of or the global one tells the same and more.
 
     A global solution that contradicts the incremental one is not believed, nor is one most of which the incremental
-    one does not bear out: it joins what does not belong together more often than not.
+    one does not bear out: it joins what does not belong together more often than not. Where a straight lens tells the
+    same at hardly more error, it is taken: few points bend a lens to please themselves, and the focal length with it.
     """
     if not solutions:
         raise InputError(
@@ -101,6 +103,12 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
         common, apart, degrees = disagreement(first[0].model, second[0].model)
         shared = common >= max(0.7 * first[0].registered, 0.6 * second[0].registered)
         same = shared and apart <= 0.1 and degrees <= 5
+        if second[0].how == STRAIGHT:
+            # A lens found bent turns the poses too, hence the wider limits.
+            alike = shared and apart <= 0.2 and degrees <= 12 and second[0].registered >= 0.9 * first[0].registered
+            simpler = alike and second[1].error <= 1.1 * first[1].error
+            first = second if simpler or _worth(first[1]) <= 0 else first
+            continue
         if first[0].registered < FEW or (same and _worth(second[1]) > _worth(first[1])):
             first = second
     return first

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from gworld.capture.matching import Matched, Progress, open_database, quiet
 from gworld.formats.camera_models import ColmapCamera, optics_of
 from gworld.scene.views import View, Views
 
+STRAIGHT = "incremental, straight lens"
 ENOUGH = 0.95  # share of pictures registered by the incremental mapper with which the global one is not asked
 
 
@@ -53,11 +54,15 @@ class Solution:
 def solve(
     matched: Matched, workspace: Path, options: SolveOptions = SolveOptions(), progress: Progress = None
 ) -> Iterator[Solution]:
-    """Yield the incremental solution and, where it falls short, the global one; nothing where neither finds any."""
+    """Yield the incremental solution and, where it falls short, another that takes every unknown lens for one that
+    does not bend lines, and the global one; nothing where none is found."""
     first = _incremental(matched, workspace / "incremental", options, progress)
     if first is not None:
         yield first
     if first is None or first.models > 1 or first.registered < ENOUGH * len(matched.shots):
+        straight = _incremental(matched, workspace / "straight", options, progress, bent=False)
+        if straight is not None:
+            yield replace(straight, how=STRAIGHT)
         second = _global(matched, workspace / "global", options)
         if second is not None:
             yield second
@@ -148,7 +153,12 @@ def triangulate(matched: Matched, views: Views, workspace: Path, options: SolveO
 
 
 def _incremental(
-    matched: Matched, workspace: Path, options: SolveOptions, progress: Progress, hold_all: bool = False
+    matched: Matched,
+    workspace: Path,
+    options: SolveOptions,
+    progress: Progress,
+    hold_all: bool = False,
+    bent: bool = True,
 ) -> Solution | None:
     import pycolmap
 
@@ -157,6 +167,7 @@ def _incremental(
     settings.min_model_size = min(10, max(3, len(matched.shots) // 4))  # a smaller start is thrown away for another
     # Everything is adjusted when the model has grown by 30 %, not by 10 %: a third of the time, the same result.
     settings.ba_global_frames_ratio = settings.ba_global_points_ratio = 1.3
+    settings.ba_refine_extra_params = bent
     if hold_all or not options.refine_known:
         settings.constant_cameras = _known_cameras(matched, hold_all)
     done = 0
@@ -172,7 +183,7 @@ def _incremental(
         models = pycolmap.incremental_mapping(
             matched.database, matched.footage.folder.resolve(), workspace, settings, next_image_callback=advance
         )
-    return _largest(models, "incremental", bool(settings.constant_cameras))
+    return _largest(models, "incremental", bool(settings.constant_cameras), bent)
 
 
 def _global(matched: Matched, workspace: Path, options: SolveOptions) -> Solution | None:
@@ -212,8 +223,9 @@ def _known_cameras(matched: Matched, every: bool = False) -> set[int]:
     return {number for number, index in owner.items() if every or matched.footage.cameras[index].K}
 
 
-def _largest(models: dict[int, Any], how: str, held: bool) -> Solution | None:
-    """The largest model, cut to its firm part and adjusted again where that took pictures away; `held` keeps lenses."""
+def _largest(models: dict[int, Any], how: str, held: bool, bent: bool = True) -> Solution | None:
+    """The largest model, cut to its firm part and adjusted again where that took pictures away; `held` keeps lenses,
+    without `bent` they stay as bent as they are."""
     import pycolmap
 
     ranked = sorted(models.values(), key=lambda model: (model.num_reg_images(), model.num_points3D()))
@@ -227,7 +239,7 @@ def _largest(models: dict[int, Any], how: str, held: bool) -> Solution | None:
         adjusting = pycolmap.BundleAdjustmentOptions(print_summary=False)
         adjusting.ceres.loss_function_type = pycolmap.LossFunctionType.SOFT_L1
         adjusting.ceres.use_gpu = False
-        adjusting.refine_focal_length = adjusting.refine_extra_params = not held
+        adjusting.refine_focal_length, adjusting.refine_extra_params = not held, bent and not held
         with quiet():
             pycolmap.bundle_adjustment(best, adjusting)
     return Solution(best, how, len(ranked) + bool(gone))
