@@ -21,6 +21,7 @@ from gworld.errors import GWorldError, UsageError
 COMMANDS = {
     "reconstruct": ("gworld.cli.reconstruct", "Turn footage or posed pictures into a Gaussian world, with a report."),
     "bind": ("gworld.cli.bind", "Put a robot or an object into a world."),
+    "record": ("gworld.cli.record", "Record episodes from simulated scenes with several agents."),
     "ingest": ("gworld.cli.ingest", "Turn a recorded data set into episodes."),
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),

@@ -102,6 +102,7 @@ def _facts(episode: Episode, videos: list[dict[str, Any]], empty: list[str]) -> 
         "licence": episode.licence,
         "task": episode.task,
         "behaviour": episode.behaviour,
+        "behaviours": dict(episode.behaviours),
         "success": episode.success,
         "names": {key: list(value) for key, value in episode.names.items()},
         "link_names": list(episode.link_names),
@@ -166,8 +167,8 @@ def _episode(facts: Mapping[str, Any], columns: dict[str, Any], videos: tuple[Vi
     for name, values in columns.items():
         kind, _, owner = name.partition("/")
         tables[kind][owner] = _numbers(values, name)
-    behaviour = facts["behaviour"]
-    if behaviour not in get_args(Behaviour) or facts["success"] not in (None, True, False):
+    behaviour, each = facts["behaviour"], facts.get("behaviours", {})
+    if not {behaviour, *each.values()} <= set(get_args(Behaviour)) or facts["success"] not in (None, True, False):
         raise ValueError(f"behaviour {str(behaviour)[:30]!r} or success is none of the known")
     return Episode(
         times=times,
@@ -181,6 +182,7 @@ def _episode(facts: Mapping[str, Any], columns: dict[str, Any], videos: tuple[Vi
         source=_text(facts["source"]),
         licence=_text(facts["licence"]),
         task=_text(facts["task"]),
+        behaviours={_text(key): value for key, value in each.items()},
         names={_text(key): tuple(map(_text, value)) for key, value in facts["names"].items()},
     )
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from gworld.errors import InputError
 from gworld.scene.cameras import Cameras
 
-Behaviour = Literal["expert", "random", "extreme", "adversarial", "null", "replay", "human", "unknown"]
-"""Who chose the actions: mixing kinds unknowingly ruins planning, so it is kept with every episode."""
+Behaviour = Literal["expert", "random", "extreme", "adversarial", "null", "replay", "human", "mixed", "unknown"]
+"""Who chose the actions: mixing kinds unknowingly ruins planning, so it is kept with every episode; `mixed` where its
+agents differ."""
 
 TABLES = ("actions", "joints", "signals")
 """The fields of an episode that hold a table of T rows for each of several names."""
@@ -40,8 +41,9 @@ class Episode:
 
     times [T] seconds, increasing; actions {agent: [T,A]} where NaN means unknown; joints {agent: [T,J]} rad or m;
     signals {name: [T,S]} other numbers recorded at every step (hand poses, contacts, rewards); names the columns'
-    names, by table: {"actions/left": ("elbow", ..)}; link_poses [T,L,7] world_from_link with `link_names`, NaN where
-    not tracked; cameras the calibration of `videos`, in their order; task what was asked for, in words.
+    names, by table: {"actions/left": ("elbow", ..)}; behaviours {agent: who chose its actions}, where known; link_poses
+    [T,L,7] world_from_link with `link_names`, NaN where not tracked; cameras the calibration of `videos`, in their
+    order; task what was asked for, in words.
     """
 
     times: Float[Tensor, " T"]
@@ -58,6 +60,7 @@ class Episode:
     task: str = ""
     signals: dict[str, Float[Tensor, "T S"]] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = len(self.times)
