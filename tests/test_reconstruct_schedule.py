@@ -70,8 +70,10 @@ def test_a_damaged_plan_is_one_sentence(tmp_path: Path, text: str) -> None:
 
 def test_coarse_to_fine() -> None:
     shares = [index / 200 for index in range(201)]
-    levels = [level_at(share) for share in shares]
-    assert levels == sorted(levels, reverse=True) and levels[0] == 2 and levels[-1] == 0
+    for epochs in (0.1, 50, 1000):  # of the whole run
+        levels = [level_at(share, share * epochs) for share in shares]
+        assert levels == sorted(levels, reverse=True) and levels[0] == 2 and levels[-1] == 0
+    assert level_at(0.05, 25) == 1 and level_at(0.05, 61) == 0, "small pictures are not learned by heart"
     degrees = [degree_at(share, 3) for share in shares]
     assert degrees == sorted(degrees) and degrees[0] == 0 and degrees[-1] == 3
     assert {degree_at(share, 1) for share in shares} == {0, 1}

@@ -18,10 +18,10 @@ from gworld.reconstruct.classic import control_classic, reset_opacity
 from gworld.reconstruct.density import control_mcmc
 from gworld.reconstruct.pictures import Album
 from gworld.reconstruct.preview import write_preview
-from gworld.reconstruct.schedule import GROWN, SETTLED, Plan, count_at, degree_at, level_at
+from gworld.reconstruct.schedule import GROWN, SETTLED, Plan, count_at, degree_at
 from gworld.reconstruct.score import score_views
 from gworld.reconstruct.state import State, gaussians_of, save_state
-from gworld.reconstruct.step import Setting, random_source, take_step
+from gworld.reconstruct.step import Setting, level_of, random_source, take_step
 from gworld.reconstruct.visibility import in_the_way
 from gworld.runlog import RunLog, progress_line
 
@@ -143,7 +143,7 @@ def _tell(loop: Loop, loss: float, before: float, after: float) -> None:
         "seconds": state.seconds,
         "loss": loss,
         "gaussians": float(len(state.params["means"])),
-        "level": float(level_at(before)),
+        "level": float(level_of(loop.setting, state, before)),
     }
     if scoring:
         background = state.appearance.get("background")

@@ -19,7 +19,9 @@ from gworld.files import read_json, write_json
 FILE = "plan.json"
 LEVELS = 3
 FINER = (0.1, 0.3)
-"""Progress at which the pictures' sides double, from a quarter to the full size."""
+"""Progress at which the pictures' sides double at the latest, from a quarter to the full size."""
+ENOUGH = (20, 60)
+"""Epochs after which they double at the latest: what a long run learns by heart of small pictures, no later step mends."""
 HARMONICS = (0.15, 0.3, 0.45)
 """Progress at which the degree of the spherical harmonics grows."""
 GROWN = 0.45
@@ -108,9 +110,9 @@ class Plan:
         write_json(self.path, [[s.step, s.progress, s.left] for s in self.segments])
 
 
-def level_at(progress: float) -> int:
-    """Which resolution is fitted: LEVELS - 1 is the coarsest, 0 the finest."""
-    return sum(progress < start for start in FINER)
+def level_at(progress: float, epochs: float) -> int:
+    """Which resolution is fitted: LEVELS - 1 is the coarsest, 0 the finest. `epochs`: how often each view was met."""
+    return sum(progress < start and epochs < most for start, most in zip(FINER, ENOUGH, strict=True))
 
 
 def degree_at(progress: float, most: int) -> int:

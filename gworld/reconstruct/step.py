@@ -60,11 +60,16 @@ def view_at(seed: int, step: int, count: int) -> int:
     return int(order[step % count])
 
 
+def level_of(setting: Setting, state: State, progress: float) -> int:
+    """Which level of the album a step draws from."""
+    return min(level_at(progress, state.step / len(setting.album)), len(setting.album.levels) - 1)
+
+
 def take_step(setting: Setting, state: State, progress: float) -> float:
     """Move `state` one step on, in place, and return the loss; a step whose result is not finite changes nothing."""
     options = setting.options
     view = view_at(options.seed, state.step, len(setting.album))
-    picture = setting.album.levels[min(level_at(progress), len(setting.album.levels) - 1)][view]
+    picture = setting.album.levels[level_of(setting, state, progress)][view]
     leaves = {name: value.detach().requires_grad_() for name, value in state.params.items()}
     corrections = {
         name: state.appearance[name][view].detach().clone().requires_grad_()
