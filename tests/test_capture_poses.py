@@ -14,7 +14,7 @@ from PIL import Image
 from gworld.bench.pose import score_views
 from gworld.capture import poses
 from gworld.capture.footage import Footage, load_footage
-from gworld.capture.gate import PoseQuality
+from gworld.capture.gate import PoseQuality, check_quality
 from gworld.capture.matching import Matched
 from gworld.capture.poses import find_poses
 from gworld.capture.sfm import STRAIGHT, Solution
@@ -122,3 +122,16 @@ def test_a_straight_lens_is_taken_where_it_tells_the_same(
     matched = Matched(Footage(Path(), (), ()), Path(), {}, 500.0, 0.004)
     best, _ = poses._best([solution("incremental", 30), solution(STRAIGHT, registered)], matched)
     assert (best.how == STRAIGHT) == taken
+
+
+def test_a_lens_that_the_motion_leaves_open_is_said_so() -> None:
+    def found(field: float, error: float, registered: int = 50) -> PoseQuality:
+        return PoseQuality(50, registered, 1, 900, error, 5.0, 6.0, field, 0.12, 0.8)
+
+    told = poses._open_lens([found(98, 0.60), found(30, 0.65), found(45, 0.64)])
+    assert "30 and 98 degrees" in told and "0.65 and 0.60 px" in told
+    assert not poses._open_lens([found(60, 0.6), found(30, 1.4), found(85, 0.9)])
+    assert not poses._open_lens([found(60, 0.6), found(30, 0.6, registered=20)])
+    assert not poses._open_lens([found(60, float("nan"), registered=0)])
+    with pytest.raises(InputError, match="leaves the lens open"):
+        check_quality(found(98, 0.6), "film", also=told)

@@ -131,10 +131,12 @@ def find_faults(quality: PoseQuality, options: GateOptions = GateOptions()) -> l
     return [text for wrong, text in found if wrong]
 
 
-def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions()) -> None:
-    """Raise `InputError` that says what was measured and what to do, when poses are below what `options` ask for."""
+def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions(), also: str = "") -> None:
+    """Raise `InputError` that says what was measured and what to do, when poses are below what `options` ask for;
+    `also` is said then, too."""
     facts = find_faults(quality, options)
     if facts:
+        facts += [also] * bool(also)
         raise InputError(f"`{source}`: {'; '.join(facts)}. {describe_quality(quality)}. {_advice(quality, options)}")
 
 

@@ -31,6 +31,7 @@ from gworld.scene.views import View, Views
 
 WORKSPACE = ".sfm"
 FIELDS = (30, 45, 65, 85)  # degrees: of the lenses tried where the motion leaves the lens open
+ALIKE = 1.1  # by how much the errors of lenses may differ that explain the pictures alike
 FEW = 8  # pictures: an incremental solution with fewer has nothing to say against a global one
 
 
@@ -74,8 +75,8 @@ def find_poses(
         matched = match_footage(footage, workspace, options.matching, progress)
         check_motion(matched)
         solution, quality = _best(list(solve(matched, workspace, options.solving, progress)), matched)
-        solution, quality = _with_held_lens(solution, quality, matched, workspace, options)
-        check_quality(quality, str(footage.folder), options.gate)
+        solution, quality, lens = _with_held_lens(solution, quality, matched, workspace, options)
+        check_quality(quality, str(footage.folder), options.gate, lens)
         views = undistort_views(views_of(solution, matched), folder, progress)
         write_transforms(views, folder / "transforms.json")
         return Posed(
@@ -116,8 +117,9 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
 
 def _with_held_lens(
     solution: Solution, quality: PoseQuality, matched: Matched, workspace: Path, options: PoseOptions
-) -> tuple[Solution, PoseQuality]:
-    """Where the gate would refuse and the lens is unknown: the best of a few lenses held fixed.
+) -> tuple[Solution, PoseQuality, str]:
+    """Where the gate would refuse and the lens is unknown: the best of a few lenses held fixed; and what to say of the
+    lens if most of them do equally well.
 
     With few features, or straight motion, a mapper that also looks for the focal length is led astray by it. What
     passes as it is stays as it is: more pictures under a wrong lens are no gain.
@@ -125,16 +127,31 @@ def _with_held_lens(
     hopeless = quality.moving > 2.5 * options.gate.moving
     known = any(camera.K or camera.photos for camera in matched.footage.cameras)
     if hopeless or known or not find_faults(quality, options.gate):
-        return solution, quality
+        return solution, quality, ""
+    tried = [quality]
     for degrees in FIELDS:
         held = solve_with_field(matched, workspace, degrees, options.solving)
         if held is None:
             continue
         held = replace(held, how=f"{held.how}, field of view held at {degrees} degrees")
         measured = measure_quality(held, matched)
+        tried.append(measured)
         if _worth(measured) > _worth(quality):
             solution, quality = held, measured
-    return solution, quality
+    return solution, quality, _open_lens(tried)
+
+
+def _open_lens(tried: Sequence[PoseQuality]) -> str:
+    """That the lens cannot be told, where lenses of widely different fields of view explain the pictures alike."""
+    most, least = max(found.registered for found in tried), min(found.error for found in tried)
+    alike = [found for found in tried if found.registered >= 0.9 * most and found.error <= ALIKE * least]
+    narrow, wide = (choose(alike, key=lambda found: found.field, default=tried[0]) for choose in (min, max))
+    if not alike or np.tan(np.radians(wide.field) / 2) < 2 * np.tan(np.radians(narrow.field) / 2):
+        return ""
+    return (
+        f"the motion leaves the lens open (fields of view of {narrow.field:.0f} and {wide.field:.0f} degrees explain "
+        f"the pictures alike, to {narrow.error:.2f} and {wide.error:.2f} px)"
+    )
 
 
 def _worth(quality: PoseQuality) -> float:
