@@ -14,6 +14,7 @@ BENCHES = {
     "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
     "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
+    "phys": "laws of motion outside the training range, from pixels to pixels, beside a plain network",
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
 }

@@ -1,0 +1,106 @@
+"""How an agent's action moves its own links: joints follow their commands with a learned gain and lag.
+
+Components of an action drive the joints of the agent's kinematic chain; what kind a component is (`position`,
+`velocity`) chooses which learned response it shares with every other agent. An unknown component (NaN) leaves its
+joint to a learned fading of its present motion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from gworld.agents.kinematics import clamp_values, forward_kinematics, rest_values
+from gworld.agents.tree import Skeleton
+from gworld.dynamics.layers import clamp_through, coefficient
+from gworld.dynamics.state import Motion, twists_between
+from gworld.dynamics.tokens import Agent, Scene
+
+KINDS = ("position", "velocity", "opening")
+
+
+@dataclass(frozen=True)
+class Drive:
+    """The kinematics of one agent: its chain, where it stands, and what each action component moves.
+
+    `links` are scene links in the order of the chain's bodies `bodies`; `values` [A] the joint value that component
+    drives (or several, one row each in `targets`), `kinds` [A] an index into `KINDS`.
+    """
+
+    skeleton: Skeleton
+    base: Tensor
+    links: tuple[int, ...]
+    bodies: tuple[int, ...]
+    values: tuple[int, ...]
+    components: tuple[int, ...]
+    kinds: tuple[int, ...]
+    slope: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+class Actuation(nn.Module):
+    """Learned response of joints to commands; one set of numbers per kind of command."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        count = len(KINDS)
+        self.gain = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
+        self.follow = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
+        self.fade = coefficient(0.5, 0.05, generator)
+
+    def forward(
+        self, scene: Scene, motion: Motion, actions: Mapping[str, Tensor], drives: Mapping[str, Drive], used: bool
+    ) -> tuple[Motion, Tensor]:
+        """The motion with agents' links where this step takes them, and the twists [W,L,6] they have on the way.
+
+        Objects are untouched; link 0 and agents without a drive stand still.
+        """
+        poses, twists = motion.world_from_link, motion.twists
+        held = torch.where(scene.free[:, None], twists, torch.zeros_like(twists))
+        before = poses
+        memory = dict(motion.memory)
+        for agent in scene.agents:
+            drive = drives.get(agent.name)
+            if drive is None or not used:
+                continue
+            told = actions.get(agent.name)
+            action = poses.new_full((len(scene), len(agent.action)), torch.nan) if told is None else told
+            values, memory[agent.name] = self.respond(scene, agent, drive, memory[agent.name], action)
+            chain = forward_kinematics(drive.skeleton, values, drive.base.to(values))[..., list(drive.bodies), :, :]
+            links = torch.tensor(drive.links, device=poses.device)
+            poses = poses.index_copy(1, links, chain)
+            move = twists_between(before[:, links], chain, scene.dt)
+            held = held.index_copy(1, links, move)
+        # Contact needs the links where they are at the step's start; they arrive at its end with it.
+        moved = replace(motion, world_from_link=poses, twists=held, memory=memory)
+        return moved, held
+
+    def respond(
+        self, scene: Scene, agent: Agent, drive: Drive, memory: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Joint values [W,V] after the step, and the new memory [W,2V] (values, rates)."""
+        values, rates = memory.chunk(2, dim=-1)
+        low, high = (action.new_tensor(limit) for limit in (agent.action.low, agent.action.high))
+        clamped = torch.minimum(torch.maximum(action, low), high)[:, list(drive.components)]
+        kind = torch.tensor(drive.kinds, device=values.device)
+        slot = torch.tensor(drive.values, device=values.device)
+        told = clamped * action.new_tensor(drive.slope) + action.new_tensor(drive.offset)
+        known = torch.isfinite(told)
+        told = torch.where(known, told, torch.zeros_like(told))
+        aimed = torch.where(kind == KINDS.index("velocity"), told, (told - values[:, slot]) / scene.dt)
+        aimed = clamp_through(self.gain, 0.0, 2.0)[kind] * aimed
+        follow = clamp_through(self.follow, 0.0, 1.0)[kind]
+        rate = rates[:, slot] + follow * (aimed - rates[:, slot])
+        rate = torch.where(known, rate, clamp_through(self.fade, 0.0, 1.0) * rates[:, slot])
+        fresh = torch.zeros_like(rates).index_copy(1, slot, rate)
+        reached = clamp_values(drive.skeleton, values + fresh * scene.dt)
+        return reached, torch.cat([reached, (reached - values) / scene.dt], dim=-1)
+
+
+def rest_memory(drive: Drive, worlds: int) -> Tensor:
+    """Joint values at rest, standing still [W,2V]."""
+    values = rest_values(drive.skeleton).expand(worlds, -1)
+    return torch.cat([values, torch.zeros_like(values)], dim=-1)

@@ -1,0 +1,248 @@
+"""The network: one step of W worlds under the actions of all agents.
+
+A step is cut into substeps. In each, forces give accelerations, contacts within the substep are found with their
+instants, impulses change velocities there, and places follow exactly for accelerations that are constant over it.
+Every operator is shared by all links and pairs, in local and relative quantities, and can be left out by its flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gworld.dynamics.actuation import Actuation, Drive
+from gworld.dynamics.contact import (
+    Bodies,
+    Candidates,
+    Contacts,
+    Shapes,
+    body_shapes,
+    find_contacts,
+    near_pairs,
+    rate_at,
+)
+from gworld.dynamics.forces import PairForces
+from gworld.dynamics.free import Free
+from gworld.dynamics.impulses import Matter, Response, solve_contacts, spread_impulses
+from gworld.dynamics.materials import Materials, Nature, friction_of, restitution_of
+from gworld.dynamics.residual import Residual
+from gworld.dynamics.separate import separate
+from gworld.dynamics.state import Motion, motion_from_poses
+from gworld.dynamics.support import Support, keep_flat, keep_upright
+from gworld.dynamics.tokens import Scene, shape_values
+from gworld.geometry import matrix_from_quat, quat_from_rotvec, transform_from
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Size and make-up of the network."""
+
+    width: int = 16
+    """Hidden units of each small perceptron."""
+    substeps: int = 4
+    """Parts into which a step is cut."""
+    sweeps: int = 12
+    """Sweeps of the contact solver where contacts share a body."""
+    length: float = 1.0
+    """Unit of length in metres of learned accelerations: about the size of an object."""
+    belief: int = 1
+    """Numbers inferred about each link."""
+    gravity: bool = True
+    """Use the learned fall and drag."""
+    contact: bool = True
+    """Use contact impulses."""
+    forces: bool = False
+    """Use forces across a distance."""
+    support: bool = False
+    """Objects lie on a plane and slide with dry friction."""
+    actuation: bool = True
+    """Agents' links follow their actions; else they keep their velocity."""
+    residual: bool = True
+    """Use the bounded residual."""
+    seed: int = 0
+
+
+class Model(Protocol):
+    """What predicts motion: the network and everything it is compared with."""
+
+    belief: int
+
+    def step(
+        self,
+        scene: Scene,
+        motion: Motion,
+        actions: Mapping[str, Tensor] | None = None,
+        drives: Mapping[str, Drive] = {},
+    ) -> Motion:
+        """The motion `scene.dt` later."""
+
+
+class Dynamics(nn.Module):
+    """The network; `step` is its one verb."""
+
+    def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        self.config = config
+        self.belief = config.belief
+        self.materials = Materials(config.width, generator)
+        self.free = Free(config.length, generator)
+        self.forces = PairForces(config.length, generator)
+        self.support = Support(config.length, generator)
+        self.actuation = Actuation(generator)
+        self.residual = Residual(config.width, generator)
+
+    def step(
+        self,
+        scene: Scene,
+        motion: Motion,
+        actions: Mapping[str, Tensor] | None = None,
+        drives: Mapping[str, Drive] = {},
+    ) -> Motion:
+        """The motion `scene.dt` later.
+
+        `actions` maps an agent's name to its action [W,A] of this step, NaN (or the agent missing) where unknown;
+        `drives` holds the kinematics of agents whose actions move joints.
+        """
+        config, links = self.config, scene.solid.shape[1]
+        motion, twists = self.actuation(scene, motion, actions or {}, drives, config.actuation)
+        nature = self.materials(scene, motion.belief)
+        shapes = body_shapes(scene)
+        bodies = _bodies(scene, motion, twists)
+        matter = matter_of(scene, nature)
+        seconds = scene.dt / config.substeps
+        near = near_pairs(scene, shapes, replace(bodies, push=self._push(scene, bodies, nature)), scene.dt)
+        start = bodies
+        for _ in range(config.substeps):
+            bodies = self._substep(scene, shapes, bodies, near, matter, nature, seconds)
+        return replace(_motion(scene, motion, start, bodies, links), time=motion.time + scene.dt)
+
+    def observe(self, scene: Scene, poses: Tensor) -> Motion:
+        """The motion at the last of three noisy poses [W,3,L,7]: the mean velocity over both steps, brought to the end
+        of the second by the accelerations that the network knows of. Noise counts 3.6 times less than in differences
+        that have to find the acceleration too. Links that are driven have their last velocity."""
+        exact = motion_from_poses(poses, scene.dt, self.belief)
+        mean = motion_from_poses(poses[:, ::2], 2.0 * scene.dt, self.belief)
+        bodies = _bodies(scene, mean, mean.twists)
+        push = self._push(scene, bodies, self.materials(scene, mean.belief)).view(*scene.solid.shape, 3)
+        twists = mean.twists + torch.cat([push * scene.dt, torch.zeros_like(push)], dim=-1)
+        return replace(exact, twists=torch.where(scene.free[:, None], twists, exact.twists))
+
+    def _substep(
+        self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, matter: Matter, nature: Nature,
+        seconds: float,
+    ) -> Bodies:  # fmt: skip
+        bodies = replace(bodies, push=self._push(scene, bodies, nature))
+        grounded = None
+        if self.config.support:
+            bodies, grounded = self.support(scene, bodies, seconds)
+        push, free = bodies.push, (scene.free & scene.present).flatten()[:, None]
+        place = bodies.place + bodies.speed * seconds + 0.5 * push * seconds**2
+        speed, spin, turning = bodies.speed + push * seconds, bodies.spin, bodies.spin * seconds
+        if self.config.gravity and not self.config.support:
+            spin = torch.where(free, spin + self.free.spin(spin) * seconds, spin)
+        if self.config.contact and len(near):
+            contacts, overlaps = find_contacts(scene, shapes, bodies, near, seconds)
+            place = separate(scene, place, overlaps, matter, grounded)
+            if len(contacts):
+                response = self.respond(scene, nature, bodies, contacts, seconds)
+                impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
+                left = (seconds - contacts.when)[:, None]
+                changes = (
+                    *spread_impulses(bodies, matter, contacts, impulse),
+                    *spread_impulses(bodies, matter, contacts, impulse * left),
+                )
+                dv, shift = keep_flat(grounded, changes[0]), keep_flat(grounded, changes[2])
+                dw, roll = keep_upright(grounded, changes[1]), keep_upright(grounded, changes[3])
+                speed, spin, place, turning = speed + dv, spin + dw, place + shift, turning + roll
+        turn = matrix_from_quat(quat_from_rotvec(turning)) @ bodies.turn
+        moved = Bodies(place, turn, speed, spin, push)
+        if self.config.forces:
+            later = self._push(scene, moved, nature)
+            moved = replace(moved, speed=moved.speed + 0.5 * (later - push) * seconds)
+        return moved
+
+    def respond(self, scene: Scene, nature: Nature, bodies: Bodies, contacts: Contacts, seconds: float) -> Response:
+        """Restitution and friction of contacts; what rests against a push does not bounce."""
+        bounce = restitution_of(nature, contacts.a, contacts.b)
+        closing = -(rate_at(bodies, contacts) * contacts.normal).sum(-1)
+        pushed = ((bodies.push[contacts.a] - bodies.push[contacts.b]) * contacts.normal).sum(-1).abs() * seconds
+        awake = closing.detach() > 2.0 * pushed.detach() + 1e-6 * scene.scale.min() / scene.dt
+        return Response(
+            torch.where(awake, bounce, torch.zeros_like(bounce)), friction_of(nature, contacts.a, contacts.b)
+        )
+
+    def _push(self, scene: Scene, bodies: Bodies, nature: Nature) -> Tensor:
+        """Accelerations [N,3] of all bodies; only objects have any."""
+        shape = (*scene.solid.shape, 3)
+        speed, place = bodies.speed.view(shape), bodies.place.view(shape)
+        push = torch.zeros_like(speed)
+        if self.config.gravity:
+            push = push + self.free(scene, speed)
+        if self.config.residual and self.residual.alive():
+            push = push + self.residual(scene, speed)
+        free = scene.free & scene.present
+        if self.config.forces:
+            mass = torch.where(free, nature.log_mass.clamp(-20, 20).exp(), torch.zeros_like(nature.log_mass))
+            push = push + self.forces(scene, place, mass)
+        return torch.where(free[..., None], push, torch.zeros_like(push)).view(-1, 3)
+
+
+def matter_of(scene: Scene, nature: Nature) -> Matter:
+    """Inverse masses and inertias of all bodies; links that no law moves have none."""
+    free = scene.free & scene.present
+    weight = torch.where(free, (-nature.log_mass.clamp(-20, 20)).exp(), torch.zeros_like(nature.log_mass))
+    ease = weight[..., None, None] * shape_values(scene, "ease")
+    return Matter(weight.flatten(), ease.flatten(0, 1))
+
+
+def save_values(model: Dynamics) -> dict[str, object]:
+    """What a checkpoint's manifest says of a model: its configuration."""
+    return {"network": asdict(model.config)}
+
+
+def model_from(values: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Dynamics:
+    """The model of a checkpoint's values and tensors; raises `InputError` when they do not fit."""
+    from gworld.config import config_from
+    from gworld.errors import InputError
+
+    network = values.get("network")
+    if not isinstance(network, dict):
+        raise InputError("the checkpoint holds no dynamics network; one written by `gworld train` is needed.")
+    model = Dynamics(config_from(NetworkConfig, network, source="the checkpoint's network"))
+    own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    wanted = model.state_dict()
+    if set(own) != set(wanted) or any(own[name].shape != wanted[name].shape for name in wanted):
+        raise InputError("the checkpoint's tensors are not those of its network; train it again.")
+    model.load_state_dict(own)
+    return model
+
+
+def _bodies(scene: Scene, motion: Motion, twists: Tensor) -> Bodies:
+    """Motion about centres of mass."""
+    turn = motion.world_from_link[..., :3, :3]
+    arm = (turn @ shape_values(scene, "center")[..., None])[..., 0] * scene.present[..., None]
+    place = motion.world_from_link[..., :3, 3] + arm
+    speed = twists[..., :3] + torch.linalg.cross(twists[..., 3:], arm)
+    flat = speed.reshape(-1, 3)
+    return Bodies(
+        place.reshape(-1, 3), turn.reshape(-1, 3, 3), flat, twists[..., 3:].reshape(-1, 3), torch.zeros_like(flat)
+    )
+
+
+def _motion(scene: Scene, motion: Motion, start: Bodies, end: Bodies, links: int) -> Motion:
+    """Poses and twists of the links; those that no law moves stand where the actuation put them."""
+    worlds = len(scene)
+    free = (scene.free & scene.present)[..., None]
+    turn = end.turn.view(worlds, links, 3, 3)
+    turn = 1.5 * turn - 0.5 * turn @ (turn.transpose(-1, -2) @ turn)
+    arm = (turn @ shape_values(scene, "center")[..., None])[..., 0]
+    spin = end.spin.view(worlds, links, 3)
+    origin = end.place.view(worlds, links, 3) - arm
+    speed = end.speed.view(worlds, links, 3) - torch.linalg.cross(spin, arm)
+    poses = torch.where(free[..., None], transform_from(turn, origin), motion.world_from_link)
+    return replace(motion, world_from_link=poses, twists=torch.where(free, torch.cat([speed, spin], -1), motion.twists))

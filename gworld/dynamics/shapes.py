@@ -1,0 +1,254 @@
+"""What a link is to dynamics: a solid, found from the Gaussians on its surface; colours are never looked at.
+
+A link whose Gaussians lie on a sphere is a ball, exact in closed form. Any other is a signed distance field on a grid
+(negative inside) with points spread over its surface; volume, centre of mass and inertia are those of the solid inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.errors import InputError
+from gworld.geometry import matrix_from_quat, normalize_quat
+from gworld.scene.gaussians import Gaussians
+
+ROUND = 0.01
+"""Largest spread of the Gaussians' distances from one centre, as part of the radius, of what is taken for a ball."""
+GRID = 36
+"""Cells of a distance field along each side."""
+POINTS = 96
+"""Points on the surface of a solid that can touch."""
+OPAQUE = 0.3
+SMALLEST_PLANE = 1 / 80
+"""Part of a static scene's surface that a plane must hold to count."""
+NEIGHBOURS = 12
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One link's solid, about its centre of mass and in the axes of its link.
+
+    center [3] of mass in the link's frame; radius of a ball, 0 for others; bound the distance of the farthest point;
+    volume m^3; inertia [3,3] per mass (m^2); points [M,3] on the surface; field [G,G,G] signed distances at the
+    corners of a grid that begins at `low` [3] with cells `cell` wide. A ball has one point, its centre, and no field.
+    """
+
+    center: Float[Tensor, " 3"]
+    radius: float
+    bound: float
+    volume: float
+    inertia: Float[Tensor, "3 3"]
+    points: Float[Tensor, "M 3"]
+    field: Float[Tensor, "G G G"] | None = None
+    low: Float[Tensor, " 3"] | None = None
+    cell: float = 0.0
+
+
+def solid_from_gaussians(gaussians: Gaussians) -> Solid:
+    """The solid whose surface these Gaussians (of one link, in its frame) cover.
+
+    Raises `InputError` for fewer than four opaque Gaussians or ones that span no volume.
+    """
+    means, normals, sizes = _surface(gaussians)
+    if len(means) < 4:
+        raise InputError(f"a link has {len(means)} opaque Gaussians; at least 4 are needed to know its shape.")
+    center, radius, spread = _fit_sphere(means)
+    if spread < ROUND:
+        eye = torch.eye(3, dtype=torch.float64)
+        volume = 4 / 3 * np.pi * radius**3
+        return Solid(
+            torch.from_numpy(center), radius, radius, volume, 0.4 * radius**2 * eye, torch.zeros(1, 3).double()
+        )
+    return _solid_from_surface(means, normals, sizes)
+
+
+def planes_from_gaussians(gaussians: Gaussians, inside: Float[Tensor, "N 3"]) -> Float[Tensor, "Q 4"]:
+    """Half-spaces `n . x >= d` (rows n, d) bounded by large flat parts of a static scene, with all of `inside` free.
+
+    Planes are found one after the other, the one with the most surface first. A plane counts when most of `inside`
+    stands over its surface (a table's top, not its edge), none behind it, and no other counts before it.
+    """
+    means, normals, sizes = _surface(gaussians)
+    area = sizes**2
+    least, left = area.sum() * SMALLEST_PLANE, np.ones(len(means), bool)
+    places = inside.double().numpy()
+    planes: list[np.ndarray] = []
+    for _ in range(24):
+        if area[left].sum() < least:
+            break
+        best, support = _best_plane(means[left], normals[left], sizes[left], area[left])
+        near = np.abs(means @ best[:3] - best[3]) < np.maximum(sizes, 1e-9)
+        flat = left & near & (np.abs(normals @ best[:3]) > 0.98)
+        if support < least or not flat.any():
+            break
+        left &= ~flat
+        normal = np.average(normals[flat] * np.sign(normals[flat] @ best[:3])[:, None], axis=0, weights=area[flat])
+        normal /= np.linalg.norm(normal)
+        height = float(np.average(means[flat] @ normal, weights=area[flat]))
+        if not _stands_over(places, normal, height, means[flat], float(sizes[flat].max())):
+            continue
+        for sign in (1.0, -1.0):
+            if (places @ (sign * normal) >= sign * height - 1e-3 * np.abs(places).max(initial=1e-9)).all():
+                planes.append(np.array([*(sign * normal), sign * height]))
+                break
+    kept = [p for p in planes if not any(q is not p and q[:3] @ p[:3] > 0.999 and q[3] > p[3] for q in planes)]
+    return torch.from_numpy(np.array(kept).reshape(-1, 4))
+
+
+def _stands_over(places: np.ndarray, normal: np.ndarray, height: float, surface: np.ndarray, size: float) -> bool:
+    """Whether the feet of most `places` on a plane lie on the surface that makes it."""
+    from scipy.spatial import cKDTree
+
+    feet = places - (places @ normal - height)[:, None] * normal
+    return bool((cKDTree(surface).query(feet)[0] < 2 * size).mean() > 0.5)
+
+
+def _surface(gaussians: Gaussians) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres, shortest axes and widths of the opaque Gaussians, float64."""
+    opaque = torch.sigmoid(gaussians.opacity_logits) > OPAQUE
+    scales = gaussians.log_scales[opaque].double().exp()
+    axes = matrix_from_quat(normalize_quat(gaussians.quats_wxyz[opaque].double()))
+    thin = scales.argmin(dim=1)
+    normals = axes[torch.arange(len(axes)), :, thin]
+    return gaussians.means[opaque].double().numpy(), normals.numpy(), 2.0 * scales.median(dim=1).values.numpy()
+
+
+def _fit_sphere(points: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Centre, radius and relative spread of the best sphere; least squares on |x|^2 = 2 c.x + k."""
+    middle = points.mean(axis=0)
+    local = points - middle
+    system = np.concatenate([2 * local, np.ones((len(points), 1))], axis=1)
+    found, _, rank, _ = np.linalg.lstsq(system, (local**2).sum(axis=1), rcond=None)
+    if rank < 4:
+        return middle, 0.0, np.inf
+    radii = np.linalg.norm(local - found[:3], axis=1)
+    return middle + found[:3], float(radii.mean()), float(radii.std() / max(radii.mean(), 1e-12))
+
+
+def _best_plane(
+    means: np.ndarray, normals: np.ndarray, sizes: np.ndarray, area: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The plane of one Gaussian that most surface lies in, of evenly chosen candidates."""
+    best, most = np.zeros(4), -1.0
+    for index in np.linspace(0, len(means) - 1, min(len(means), 128)).astype(int):
+        normal = normals[index]
+        height = means[index] @ normal
+        on = (np.abs(means @ normal - height) < sizes) & (np.abs(normals @ normal) > 0.98)
+        if area[on].sum() > most:
+            best, most = np.array([*normal, height]), float(area[on].sum())
+    return best, most
+
+
+def _solid_from_surface(means: np.ndarray, normals: np.ndarray, sizes: np.ndarray) -> Solid:
+    low, high = means.min(axis=0), means.max(axis=0)
+    spacing = float(np.median(sizes)) / 1.24
+    cell = float((high - low).max()) / (GRID - 7)
+    if cell <= 0:
+        raise InputError("a link's Gaussians lie in one point; a shape with an extent is needed.")
+    origin = (low + high) / 2 - cell * (GRID - 1) / 2
+    ticks = [origin[axis] + cell * np.arange(GRID) for axis in range(3)]
+    grid = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
+    outside = _outside(means, origin, cell, max(1.0, spacing / cell))
+    normals = _turned_out(means, normals, origin, cell, outside, spacing)
+    field = _distances(grid.reshape(-1, 3), means, normals, spacing, outside.reshape(-1)).reshape(grid.shape[:3])
+    weight = np.clip(0.5 - field / cell, 0.0, 1.0)
+    volume = float(weight.sum()) * cell**3
+    center = (grid * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
+    arm = grid - center
+    square = (arm**2).sum(-1) + cell**2 / 6
+    spread = np.einsum("xyz,xyza,xyzb->ab", weight, arm, arm) / weight.sum()
+    inertia = np.eye(3) * float((weight * square).sum() / weight.sum()) - spread
+    points = _spread_points(grid, field, cell, means, normals, spacing) - center
+    return Solid(
+        torch.from_numpy(center),
+        0.0,
+        float(np.linalg.norm(points, axis=1).max()),
+        volume,
+        torch.from_numpy(inertia),
+        torch.from_numpy(points),
+        torch.from_numpy(field),
+        torch.from_numpy(origin - center),
+        cell,
+    )
+
+
+def _outside(means: np.ndarray, origin: np.ndarray, cell: float, reach: float) -> np.ndarray:
+    """Corners of the grid that can be reached from its border without crossing the surface."""
+    from scipy import ndimage
+    from scipy.spatial import cKDTree
+
+    ticks = np.stack(np.meshgrid(*(np.arange(GRID),) * 3, indexing="ij"), axis=-1) * cell + origin
+    near = cKDTree(means).query(ticks.reshape(-1, 3))[0].reshape((GRID,) * 3) < 0.87 * reach * cell
+    labels, _ = ndimage.label(~near)
+    return labels == labels[0, 0, 0]
+
+
+def _turned_out(
+    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: float, outside: np.ndarray, spacing: float
+) -> np.ndarray:
+    """Normals that point out of the solid: to the side on which free space is met first."""
+    votes = np.zeros(len(means))
+    for reach in (1.5, 2.0, 2.5, 3.0):
+        for sign in (1.0, -1.0):
+            at = np.rint((means + sign * reach * max(cell, spacing) * normals - origin) / cell).astype(int)
+            at = np.clip(at, 0, GRID - 1)
+            votes += sign * outside[at[:, 0], at[:, 1], at[:, 2]]
+    middle = np.where(((means - means.mean(axis=0)) * normals).sum(axis=1) < 0, -1.0, 1.0)
+    return normals * np.where(votes == 0, middle, np.sign(votes))[:, None]
+
+
+def _distances(
+    at: np.ndarray, means: np.ndarray, normals: np.ndarray, spacing: float, outside: np.ndarray
+) -> np.ndarray:
+    """Signed distances of points `at`: the tangent planes of the nearest Gaussians, cut where the surface is convex and
+    joined where it is concave, so that edges stay sharp between the Gaussians that bound them."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(means)
+    far, index = tree.query(at, k=min(NEIGHBOURS, len(means)))
+    gaps = ((at[:, None] - means[index]) * normals[index]).sum(-1)
+    first = index[:, :1]
+    lift = ((means[index] - means[first]) * normals[first]).sum(-1)
+    turned = (normals[index] * normals[first]).sum(-1) < 0.7
+    close = (far < far[:, :1] + 1.5 * spacing) & turned
+    value = gaps[:, 0].copy()
+    for k in range(1, gaps.shape[1]):
+        cut, joined = close[:, k] & (lift[:, k] <= 0), close[:, k] & (lift[:, k] > 0)
+        value = np.where(cut, np.maximum(value, gaps[:, k]), np.where(joined, np.minimum(value, gaps[:, k]), value))
+    distant = far[:, 0] > 2.0 * spacing
+    sign = np.where(distant, np.where(outside, 1.0, -1.0), np.sign(value))
+    size = np.where(distant, np.maximum(np.abs(value), 0.7 * far[:, 0]), np.abs(value))
+    return sign * np.minimum(size, np.hypot(far[:, 0], 0.0) + spacing)
+
+
+def _spread_points(
+    grid: np.ndarray, field: np.ndarray, cell: float, means: np.ndarray, normals: np.ndarray, spacing: float
+) -> np.ndarray:
+    """Points spread over the surface, corners and edges first: each farthest from all before it.
+
+    Gaussians lie inside their faces; moving each along its tangent plane to the rim of its own disc and back onto the
+    surface reaches the edges.
+    """
+    tangent = np.cross(normals, np.where(np.abs(normals[:, :1]) < 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]]))
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    other = np.cross(normals, tangent)
+    ring = [means + 0.5 * spacing * (a * tangent + b * other) for a in (-1.0, 0.0, 1.0) for b in (-1.0, 0.0, 1.0)]
+    points = np.concatenate(ring)
+    from scipy import ndimage
+
+    low = grid[0, 0, 0]
+    value = ndimage.map_coordinates(field, ((points - low) / cell).T, order=1, mode="nearest")
+    points = points[np.abs(value) < 0.35 * cell]
+    points = means if len(points) < 8 else points
+    middle = points.mean(axis=0)
+    chosen = [int(((points - middle) ** 2).sum(axis=1).argmax())]
+    far = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    while len(chosen) < min(POINTS, len(points)):
+        chosen.append(int(far.argmax()))
+        far = np.minimum(far, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+    return points[chosen]

@@ -1,0 +1,55 @@
+"""Solids from Gaussians against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gworld.data.shapes import box, cylinder, plain, sphere
+from gworld.data.toys import tabletop_world
+from gworld.dynamics.shapes import planes_from_gaussians, solid_from_gaussians
+from gworld.errors import InputError
+from gworld.scene.gaussians import join_gaussians, select_gaussians
+
+GREY = plain(0.5, 0.5, 0.5)
+
+
+def test_a_ball_is_exact() -> None:
+    solid = solid_from_gaussians(sphere(0.3, 0.05, GREY, (0.1, -0.2, 0.4)))
+    assert solid.radius == pytest.approx(0.3, rel=1e-4)
+    np.testing.assert_allclose(solid.center, [0.1, -0.2, 0.4], atol=1e-5)
+    assert solid.volume == pytest.approx(4 / 3 * np.pi * 0.3**3, rel=1e-3)
+
+
+def test_a_box_has_its_volume_inertia_and_sharp_faces() -> None:
+    size = np.array([0.2, 0.1, 0.06])
+    solid = solid_from_gaussians(box(tuple(size), 0.006, GREY, (0.3, 0.0, 0.0)))
+    assert solid.volume == pytest.approx(size.prod(), rel=0.03)
+    np.testing.assert_allclose(solid.center, [0.3, 0, 0], atol=1e-4)
+    truth = np.diag([size[1] ** 2 + size[2] ** 2, size[0] ** 2 + size[2] ** 2, size[0] ** 2 + size[1] ** 2]) / 12
+    np.testing.assert_allclose(solid.inertia, truth, rtol=0.05, atol=1e-6)
+    assert solid.bound == pytest.approx(np.linalg.norm(size) / 2, rel=0.01)
+    off = (solid.points.abs() - torch.from_numpy(size / 2)).amax(dim=1)
+    assert off.abs().max() < 1e-4
+
+
+def test_a_cylinder_is_no_ball_and_has_its_volume() -> None:
+    solid = solid_from_gaussians(cylinder(0.05, 0.04, 0.003, GREY))
+    assert solid.radius == 0.0
+    assert solid.volume == pytest.approx(np.pi * 0.05**2 * 0.04, rel=0.04)
+
+
+def test_the_table_top_carries_what_stands_on_it() -> None:
+    world = tabletop_world(0.03)
+    still = select_gaussians(world.gaussians, world.gaussians.links == 0)
+    planes = planes_from_gaussians(still, world.rest_poses()[-3:, :3, 3])
+    up = planes[planes[:, 2] > 0.99]
+    assert len(up) == 1
+    assert float(up[0, 3]) == pytest.approx(0.72, abs=1e-3)
+
+
+def test_too_few_gaussians_are_refused() -> None:
+    part = join_gaussians([sphere(0.1, 0.05, GREY)])
+    with pytest.raises(InputError, match="at least 4"):
+        solid_from_gaussians(select_gaussians(part, torch.arange(3)))
