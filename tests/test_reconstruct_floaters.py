@@ -120,3 +120,24 @@ def test_links_need_poses(clean, cameras):
     moved = replace(clean, links=torch.ones_like(clean.links))
     with pytest.raises(InputError, match="a pose for each link"):
         find_floaters(moved, single_cameras(cameras), world_from_link=torch.eye(4)[None])
+
+
+def test_a_wall_of_faint_layers_is_no_floater_and_what_hangs_before_it_is(clean, cameras):
+    """A fit makes surfaces it cannot place of several translucent layers, a tenth of their distance thick."""
+    rng = torch.Generator().manual_seed(5)
+    rows = clean.means[:, 1] < -2.5
+    wall = select_gaussians(clean, rows)
+    layers = []
+    for _ in range(8):
+        shift = torch.tensor([0.0, 0.35, 0.0]) * torch.rand(len(wall), 1, generator=rng)
+        faint = torch.full((len(wall),), -1.0)
+        layers.append(replace(wall, means=wall.means + shift, opacity_logits=faint))
+    thick = join_gaussians([select_gaussians(clean, ~rows), *layers])
+    single = single_cameras(cameras)
+    assert find_floaters(thick, single).score < 0.005
+    blobs = injected(clean, 0.0, seed=3)
+    found = find_floaters(join_gaussians([thick, blobs]), single)
+    truth = torch.zeros(len(found.rows), dtype=torch.bool)
+    truth[len(thick) :] = True
+    assert float((found.rows & truth).sum() / (truth & ~found.unseen).sum()) > 0.85
+    assert float(found.light[found.rows & ~truth].sum() / found.light.sum()) < 0.005

@@ -1,7 +1,9 @@
 """Floaters: Gaussians that hang in free space, where the cameras see through to the surface behind.
 
-Each Gaussian is judged by the training views whose picture holds its centre. D is the rendered depth there (the least
-of 3 x 3 pixels), z its own depth, and the margin `tolerance` D plus two standard deviations of it along the ray:
+Each Gaussian is judged by the training views whose picture holds its centre. D is the mean depth there of all others
+(blended as they are drawn, its own light taken out), z its own depth, and the margin `tolerance` D, plus two standard
+deviations of it along the ray, plus `SPREAD` standard deviations of the others' depths: a surface that the fit made of
+several faint layers is thick, but what lies in its front layer does not hang in the air.
 
     through   z < D - margin: the view sees a surface behind it;   on   |z - D| <= margin: it lies on what is seen
     pierced   views through / views (through or on), where at least `least_views` see through it
@@ -20,7 +22,7 @@ floaters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,13 +34,18 @@ from gworld.reconstruct.contribution import LONGEST, Glimpse, Masks, glimpses, l
 from gworld.reconstruct.coverage import ARRIVES
 from gworld.render.api import RenderOptions
 from gworld.render.projection import pose_of_gaussians, scaled_axes
+from gworld.render.select import render
 from gworld.scene.cameras import Cameras, project_points
 from gworld.scene.gaussians import Gaussians, select_gaussians
+from gworld.scene.harmonics import C0
 
-NEIGHBOURS = 8
+NEIGHBOURS = 16
 REACH = 2.0
 """Standard deviations (of its longest axis) within which a Gaussian touches its neighbour's."""
 SHELL, EMPTY, FAINT = 1.5, 0.7, 0.1
+SPREAD = 1.5
+OTHERS = 0.3
+"""Opacity of all others at a pixel from which on they count as a surface."""
 DIRECTIONS = np.array(
     [[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if abs(x) + abs(y) + abs(z) in (1, 3)],
     np.float64,
@@ -104,8 +111,9 @@ def find_floaters(
     )
     for look in looks:
         light += look.weights.cpu()
-        arrived = (light_shares(gaussians, look, drawn) >= ARRIVES).cpu()
-        depth, inside, surface, margin = (part.cpu() for part in _depths(gaussians, look, options))
+        shares = light_shares(gaussians, look, drawn)
+        arrived = (shares >= ARRIVES).cpu()
+        depth, inside, surface, margin = (part.cpu() for part in _depths(gaussians, look, shares, options, backend))
         front, level = inside & (depth < surface - margin), inside & ((depth - surface).abs() <= margin)
         through, on, holds = through + front.int(), on + level.int(), holds + arrived.int()
         covered = look.depth[look.alpha >= 0.5]
@@ -151,17 +159,44 @@ def _judge(
     return Floaters(float(light[rows].sum()) / total if total > 0 else 0.0, rows, light, unseen, marks)
 
 
-def _depths(gaussians: Gaussians, look: Glimpse, options: FloaterOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each Gaussian: its depth, whether a surface is rendered where its centre falls, that depth, and the margin."""
+def _depths(
+    gaussians: Gaussians, look: Glimpse, shares: Float[Tensor, " N"], options: FloaterOptions, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each Gaussian: its depth, whether others make a surface where its centre falls, their mean depth there, and
+    the margin. `shares` [N] are how much of its light arrives."""
     camera_from_link = invert_transform(look.camera.world_from_camera[0]).to(look.poses) @ look.poses
     pose = pose_of_gaussians(gaussians, camera_from_link)
     centre = transform_points(pose, gaussians.means[:, None])[:, 0]
     pixels = centre @ look.camera.K[0].T.to(centre)
-    inside, surface = _sample(pixels[:, :2] / pixels[:, 2:], centre[:, 2], look)
-    inside, surface = inside & surface.isfinite(), surface.nan_to_num(posinf=0.0)
+    own = gaussians.opacity_logits.sigmoid() * shares.to(centre)
+    inside, others, surface, spread = _others(
+        gaussians, look, centre[:, 2], pixels[:, :2] / pixels[:, 2:], own, backend
+    )
     ray = torch.nn.functional.normalize(centre, dim=1)
     along = ((pose[:, :3, :3] @ scaled_axes(gaussians)).transpose(1, 2) @ ray[..., None])[..., 0].norm(dim=1)
-    return centre[:, 2], inside, surface, options.tolerance * surface + 2 * along
+    return centre[:, 2], inside & (others >= OTHERS), surface, options.tolerance * surface + 2 * along + SPREAD * spread
+
+
+def _others(
+    gaussians: Gaussians, look: Glimpse, depth: Tensor, pixels: Tensor, own: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """At the pixel of each Gaussian's centre: whether it lies in the picture, and the opacity, mean depth and standard
+    deviation of depth of all others. Depths are drawn as colours, so that they blend as the picture does."""
+    far = float(depth[look.weights > 0].max()) if bool((look.weights > 0).any()) else 1.0
+    share = (depth / far).clamp(0, 1)
+    colours = torch.stack([share, share**2, torch.ones_like(share)], dim=1)
+    painted = replace(gaussians, sh=((colours - 0.5) / C0)[:, None])
+    out = render(painted, look.poses, look.camera, outputs=("rgb",), backend=backend)
+    assert out.rgb is not None
+    height, width = look.depth.shape
+    column, row = pixels.nan_to_num(-1.0).clamp(-1.0, 1e6).floor().long().unbind(-1)
+    inside = (depth > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    sums = out.rgb[0, 0].detach()[row.clamp(0, height - 1), column.clamp(0, width - 1)].to(depth)
+    sums = sums - own[:, None] * colours
+    others = sums[:, 2].clamp_min(1e-6)
+    mean = (sums[:, 0] / others).clamp(0, 1)
+    spread = (sums[:, 1] / others - mean**2).clamp_min(0).sqrt()
+    return inside, sums[:, 2], far * mean, far * spread
 
 
 def _sample(pixels: Float[Tensor, "N 2"], depth: Float[Tensor, " N"], look: Glimpse) -> tuple[Tensor, Tensor]:
