@@ -33,6 +33,8 @@ _FACE = {
     "RenderOutput": "gworld.render.api",
     "BackgroundCache": "gworld.render.native_cache",
     "write_video": "gworld.render.video",
+    "simulate": "gworld.simulate",
+    "make_env": "gworld.simulate.run",
 }
 
 __all__ = ["__version__", *sorted(_FACE)]
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from gworld.scene.world import ActionSpec as ActionSpec
     from gworld.scene.world import Entity as Entity
     from gworld.scene.world import WorldState as WorldState
+    from gworld.simulate.run import make_env as make_env
+    from gworld.simulate.run import simulate as simulate
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,122 @@
+"""A learned dynamics network as a stepper: its checkpoint, the agents' drives, and one scene per number of worlds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.agents.actions import DRIVE, STEP, gripper_joints
+from gworld.agents.kinematics import value_limits
+from gworld.agents.tree import value_slots
+from gworld.checkpoint import latest_checkpoint, load_checkpoint
+from gworld.dynamics.actuation import KINDS, Drive
+from gworld.dynamics.network import Dynamics, model_from
+from gworld.dynamics.state import Motion
+from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
+from gworld.errors import InputError
+from gworld.scene.world import World
+from gworld.simulate.stepper import AgentBody, Kinematics, Stepper, agent_bodies, hold_action, read_state
+
+BOUND = "dynamics"
+"""The folder of a world that holds the dynamics bound to it."""
+
+
+class Learned:
+    """The network moves objects and the agents whose actions drive joints; other agents keep to their kinematics."""
+
+    def __init__(
+        self, world: World, model: Dynamics, seconds: float, bodies: Mapping[str, AgentBody] | None = None
+    ) -> None:
+        self.world, self.model, self.seconds = world, model.eval(), seconds
+        self.bodies = agent_bodies(world) if bodies is None else dict(bodies)
+        self.drives = {name: drive for name, body in self.bodies.items() if (drive := drive_of(world, body))}
+        rest = {name: body for name, body in self.bodies.items() if name not in self.drives}
+        self._others = Kinematics(world, rest)
+        self._scene = compile_scene([world], seconds)
+        self._scenes: dict[int, Scene] = {}
+        self.note = "learned dynamics move objects and joints"
+        if rest:
+            self.note += f"; {', '.join(rest)} follow their kinematics"
+
+    def start(self, motion: Motion) -> Motion:
+        """The motion with joint values, read from where the links stand, and a blank belief where there is none."""
+        motion = self._others.start(motion)
+        memory, width = dict(motion.memory), self.model.config.belief
+        for name, drive in self.drives.items():
+            size = 2 * sum(place.stop - place.start for place in value_slots(drive.skeleton).values())
+            known = memory.get(name)
+            if known is None or known.shape[-1] != size:
+                values = read_state(self.bodies[name], motion.world_from_link[:, list(drive.links)]).values
+                memory[name] = torch.cat([values, torch.zeros_like(values)], dim=-1)
+        belief = motion.belief
+        if belief.shape[-1] != width:
+            belief = belief.new_zeros(*belief.shape[:-1], width)
+        return replace(motion, memory=memory, belief=belief)
+
+    def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
+        """One step of the network; it was read for steps of one length and takes no other."""
+        if not math.isclose(seconds, self.seconds, rel_tol=1e-9):
+            raise InputError(f"the dynamics were set up for steps of {self.seconds:g} s; {seconds:g} s were asked for.")
+        scene = self._scenes.get(len(motion))
+        if scene is None:
+            rows = torch.zeros(len(motion), dtype=torch.int64)
+            scene = self._scenes[len(motion)] = select_worlds(self._scene, rows)
+        after = self.model.step(scene, motion, actions, self.drives)
+        if not self._others.bodies:
+            return after
+        carried = self._others.step(replace(after, memory=dict(motion.memory)), actions, seconds)
+        links = [link for body in self._others.bodies.values() for link in body.entity.links]
+        twists = after.twists.clone()
+        twists[:, links] = carried.twists[:, links]
+        own = {name: carried.memory[name] for name in self._others.bodies}
+        return replace(after, world_from_link=carried.world_from_link, twists=twists, memory={**after.memory, **own})
+
+    def hold(self, motion: Motion, agent: str) -> Float[Tensor, "W A"]:
+        """Targets where the joints are, no speed, no step."""
+        drive = self.drives.get(agent)
+        if drive is None:
+            return self._others.hold(motion, agent)
+        values = motion.memory[agent].chunk(2, dim=-1)[0]
+        return hold_action(drive.skeleton, self.bodies[agent].spec, values)
+
+
+def drive_of(world: World, body: AgentBody) -> Drive | None:
+    """What each component of an agent's action drives; None for vehicles, hands and agents without a model."""
+    kinds = [name.rpartition("/")[2] for name in body.spec.names]
+    if body.stand_in or any(kind in (*DRIVE, *STEP) or kind not in KINDS for kind in kinds):
+        return None
+    slots, limits = value_slots(body.skeleton), value_limits(body.skeleton, torch.float64)
+    rows: list[tuple[int, int, int, float, float]] = []
+    for component, name in enumerate(body.spec.names):
+        joint, _, kind = name.rpartition("/")
+        for part in gripper_joints(body.skeleton) if kind == "opening" else (joint,):
+            if part not in slots:
+                raise InputError(f"agent `{body.entity.name}` is told `{name}` but its model has no joint `{part}`.")
+            place = slots[part].start
+            shut, wide = sorted(limits[:, place].tolist(), key=abs) if kind == "opening" else (0.0, 1.0)
+            rows.append((place, component, KINDS.index(kind), wide - shut, shut))
+    values, components, codes, slope, offset = zip(*rows, strict=True)
+    links = body.entity.links
+    base = read_state(body, world.rest_poses()[None, list(links)]).base[0]
+    return Drive(body.skeleton, base, links, body.carriers, values, components, codes, slope, offset)
+
+
+def open_stepper(world: World, seconds: float, run: str | Path | None = None) -> Stepper:
+    """The dynamics of `run`, else those bound to the world's folder, else kinematics only.
+
+    A run is a training's folder or a checkpoint itself. Raises `InputError` when it holds no dynamics.
+    """
+    place = Path(run) if run is not None else None if world.folder is None else world.folder / BOUND
+    if place is None or (run is None and not place.is_dir()):
+        return Kinematics(world)
+    found = place if (place / "manifest.json").is_file() else latest_checkpoint(place)
+    if found is None:
+        raise InputError(f"`{place}` holds no dynamics checkpoint; train one with `gworld train`, or name another run.")
+    checkpoint = load_checkpoint(found)
+    return Learned(world, model_from(checkpoint.values, checkpoint.tensors), seconds)

@@ -1,0 +1,217 @@
+"""What carries a step: the agents' kinematics alone, or a learned dynamics network; both behind one small face."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.agents.actions import DRIVE, STEP, AgentState, apply_action, gripper_joints
+from gworld.agents.binding import load_robot
+from gworld.agents.inverse import joints_from_poses
+from gworld.agents.kinematics import forward_kinematics, value_limits
+from gworld.agents.tree import Body, Joint, JointKind, Skeleton, value_slots
+from gworld.dynamics.state import Motion, straighten, twists_between
+from gworld.errors import InputError
+from gworld.geometry import invert_transform, quat_from_matrix, rotvec_from_quat
+from gworld.scene.world import ActionSpec, Entity, World
+
+NO_SPEC = ActionSpec((), (), (), ())
+
+
+class Stepper(Protocol):
+    """What an engine asks of whatever moves the world: `note` says in one line what that is, `bodies` whom it moves."""
+
+    note: str
+    bodies: dict[str, AgentBody]
+
+    def start(self, motion: Motion) -> Motion:
+        """The motion with everything that a step needs and that it lacks: joint values, beliefs."""
+
+    def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
+        """The motion `seconds` later, actions {agent: [W,A]} with NaN where unknown."""
+
+    def hold(self, motion: Motion, agent: str) -> Float[Tensor, "W A"]:
+        """The action under which an agent keeps what it has; NaN where nothing is known to do so."""
+
+
+@dataclass(frozen=True, eq=False)
+class AgentBody:
+    """How an agent moves by itself: its chain, the chain's link that carries each of its own links, what it is told.
+
+    carriers [n] index the skeleton's links; offsets [n,4,4] carrier_from_link, None where the links are the chain's
+    own. `stand_in` is True where the chain was made from the action's names because the world holds no model.
+    """
+
+    entity: Entity
+    skeleton: Skeleton
+    spec: ActionSpec
+    carriers: tuple[int, ...]
+    offsets: Float[Tensor, "n 4 4"] | None = None
+    stand_in: bool = False
+
+    @property
+    def width(self) -> int:
+        """Joint values of the chain: the first numbers of an agent's memory, whatever steps it."""
+        return sum(place.stop - place.start for place in value_slots(self.skeleton).values())
+
+
+class Kinematics:
+    """Agents follow their actions as far as joints allow; objects stay where they are.
+
+    The memory of an agent is [W, V + 17]: joint values, its base's pose row by row, its forward speed.
+    """
+
+    def __init__(self, world: World, bodies: Mapping[str, AgentBody] | None = None) -> None:
+        self.world = world
+        self.bodies = agent_bodies(world) if bodies is None else dict(bodies)
+        lame = [entity.name for entity in world.agents if entity.name not in self.bodies]
+        self.note = "kinematics only: no dynamics is bound, agents follow their joints and objects stay"
+        if lame:
+            self.note += f"; {', '.join(lame)} cannot be moved (no robot model)"
+
+    def start(self, motion: Motion) -> Motion:
+        """The motion with the joint values of agents that have none, read from where their links stand."""
+        memory = dict(motion.memory)
+        for name, body in self.bodies.items():
+            known = memory.get(name)
+            if known is None or known.shape[-1] != body.width + 17:
+                memory[name] = _pack(read_state(body, motion.world_from_link[:, list(body.entity.links)]))
+        return replace(motion, memory=memory)
+
+    def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
+        """Every agent's own step; one that is told nothing stays as it is (a vehicle rolls on)."""
+        before = motion.world_from_link
+        poses, memory = before.clone(), dict(motion.memory)
+        for name, body in self.bodies.items():
+            told = actions.get(name)
+            action = poses.new_full((len(motion), len(body.spec)), math.nan) if told is None else told.to(poses)
+            grip = gripper_joints(body.skeleton)
+            state = apply_action(body.skeleton, body.spec, _unpack(body, memory[name]), action, seconds, gripper=grip)
+            if any(part.rpartition("/")[2] in DRIVE for part in body.spec.names):
+                state = replace(state, base=_straight(state.base))
+            poses[:, list(body.entity.links)] = links_of(body, state)
+            memory[name] = _pack(state)
+        twists = torch.zeros_like(motion.twists)
+        links = [link for body in self.bodies.values() for link in body.entity.links]
+        twists[:, links] = twists_between(before[:, links], poses[:, links], seconds)
+        return replace(motion, world_from_link=poses, twists=twists, memory=memory, time=motion.time + seconds)
+
+    def hold(self, motion: Motion, agent: str) -> Float[Tensor, "W A"]:
+        """Targets where the joints are, no speed, no step."""
+        body = self.bodies.get(agent)
+        if body is None:
+            spec = next((e.action for e in self.world.agents if e.name == agent), None)
+            return motion.world_from_link.new_full((len(motion), len(spec or NO_SPEC)), math.nan)
+        return hold_action(body.skeleton, body.spec, motion.memory[agent][:, : body.width])
+
+
+def agent_bodies(world: World, skeletons: Mapping[str, Skeleton] | None = None) -> dict[str, AgentBody]:
+    """How each agent moves, without those of whom nothing is known; `skeletons` of robots not saved with the world."""
+    given = skeletons or {}
+    found = {entity.name: agent_body(world, entity, given.get(entity.name)) for entity in world.agents}
+    return {name: body for name, body in found.items() if body is not None}
+
+
+def agent_body(world: World, entity: Entity, skeleton: Skeleton | None = None) -> AgentBody | None:
+    """How an agent moves: by its robot model, else by a chain that its action's names describe; None without either.
+
+    Components `x/position`, `y/velocity`, `yaw/velocity`.. slide and turn such an agent as a whole along the world's
+    axes, `vehicle/steer` and `vehicle/accelerate` drive it. Raises `InputError` for a model that is damaged.
+    """
+    if entity.action is None:
+        return None
+    if skeleton is None and entity.source is not None and world.folder is not None:
+        skeleton = load_robot(world, entity.name)
+    if skeleton is not None:
+        return AgentBody(entity, skeleton, entity.action, tuple(range(len(entity.links))))
+    keys = [name.rpartition("/") for name in entity.action.names]
+    drives = [key for part, _, key in keys if key in DRIVE]
+    axes = {part: part.rpartition("/")[2] for part, _, key in keys if key in ("position", "velocity")}
+    planar = [part for part, axis in axes.items() if axis in STEP]
+    if not entity.links or len(drives) + len(planar) < len({part for part, _, _ in keys}) or not (drives or planar):
+        return None
+    return _stand_in(world, entity, entity.action, [] if drives else planar)
+
+
+def read_state(body: AgentBody, world_from_link: Float[Tensor, "W n 4 4"]) -> AgentState:
+    """Joint values and base that put an agent's links where they stand."""
+    if not body.stand_in:
+        values, base = joints_from_poses(body.skeleton, world_from_link)
+    else:
+        assert body.offsets is not None
+        root = world_from_link[:, 0] @ invert_transform(body.offsets[0])
+        base, values = torch.eye(4).to(root).expand(len(root), 4, 4), root.new_zeros(len(root), body.width)
+        if not body.skeleton.joints:
+            base = root
+        turn = rotvec_from_quat(quat_from_matrix(root[:, :3, :3]))
+        for name, place in value_slots(body.skeleton).items():
+            axis = STEP.index(name.rpartition("/")[2])
+            values[:, place.start] = root[:, axis, 3] if axis < 3 else turn[:, axis - 3]
+    return AgentState(values.contiguous(), base.contiguous(), base.new_zeros(len(base)))
+
+
+def links_of(body: AgentBody, state: AgentState) -> Float[Tensor, "W n 4 4"]:
+    """`world_from_link` of an agent's own links."""
+    poses = forward_kinematics(body.skeleton, state.values, state.base)[..., list(body.carriers), :, :]
+    return poses if body.offsets is None else poses @ body.offsets.to(poses)
+
+
+def hold_action(skeleton: Skeleton, spec: ActionSpec, values: Float[Tensor, "W V"]) -> Float[Tensor, "W A"]:
+    """The action that keeps joints at `values`: targets there, no speed, no step."""
+    slots, limits = value_slots(skeleton), value_limits(skeleton, values.dtype)
+    columns = []
+    for name in spec.names:
+        joint, _, quantity = name.rpartition("/")
+        if quantity == "position" and joint in slots:
+            columns.append(values[:, slots[joint].start])
+        elif quantity == "opening" and gripper_joints(skeleton):
+            place = slots[gripper_joints(skeleton)[0]].start
+            ends = sorted(limits[:, place].tolist(), key=abs)
+            columns.append(((values[:, place] - ends[0]) / (ends[1] - ends[0] or 1.0)).clamp(0, 1))
+        else:
+            columns.append(torch.zeros_like(values[:, 0]) if values.shape[1] else values.new_zeros(len(values)))
+    return torch.stack(columns, dim=1) if columns else values.new_zeros(len(values), 0)
+
+
+def _stand_in(world: World, entity: Entity, spec: ActionSpec, planar: list[str]) -> AgentBody:
+    """A chain of sliding and turning joints along the world's axes that carries all links of an agent rigidly."""
+    order = sorted(planar, key=lambda part: STEP.index(part.rpartition("/")[2]))
+    links = [Body("root", -1, np.eye(4))] + [Body(part, index, np.eye(4)) for index, part in enumerate(order)]
+    low, high = dict(zip(spec.names, spec.low, strict=True)), dict(zip(spec.names, spec.high, strict=True))
+    joints = []
+    for index, part in enumerate(order, 1):
+        axis = STEP.index(part.rpartition("/")[2])
+        kind: JointKind = "prismatic" if axis < 3 else "revolute"
+        name = f"{part}/position"
+        bounds = (low.get(name, -math.inf), high.get(name, math.inf))
+        joints.append(Joint(part, kind, index, np.eye(3)[axis % 3], np.zeros(3), (0.0,), *bounds))
+    skeleton = Skeleton(entity.name, tuple(links), tuple(joints))
+    rest = world.rest_poses()[list(entity.links)]
+    body = AgentBody(entity, skeleton, spec, (len(order),) * len(rest), torch.eye(4).expand(len(rest), 4, 4), True)
+    carrier = forward_kinematics(skeleton, (state := read_state(body, rest[None])).values, state.base)[0, -1]
+    return replace(body, offsets=invert_transform(carrier) @ rest)
+
+
+def _straight(base: Tensor) -> Tensor:
+    """A pose whose rotation stays one, however many steps it is multiplied."""
+    fixed = base.clone()
+    fixed[..., :3, :3] = straighten(base[..., :3, :3])
+    return fixed
+
+
+def _pack(state: AgentState) -> Tensor:
+    return torch.cat([state.values, state.base.flatten(-2), state.speed[..., None]], dim=-1)
+
+
+def _unpack(body: AgentBody, memory: Tensor) -> AgentState:
+    width = body.width
+    if memory.shape[-1] != width + 17:
+        raise InputError(f"the state of agent `{body.entity.name}` has {memory.shape[-1]} numbers, not {width + 17}.")
+    return AgentState(memory[:, :width], memory[:, width : width + 16].reshape(-1, 4, 4), memory[:, -1])
