@@ -106,7 +106,7 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
         same = shared and apart <= 0.1 and degrees <= 5
         if second[0].how == STRAIGHT:
             # A lens found bent turns the poses too, hence the wider limits.
-            alike = shared and apart <= 0.2 and degrees <= 12 and second[0].registered >= 0.9 * first[0].registered
+            alike = shared and apart <= 0.2 and degrees <= 15 and second[0].registered >= 0.9 * first[0].registered
             simpler = alike and second[1].error <= 1.1 * first[1].error
             first = second if simpler or _worth(first[1]) <= 0 else first
             continue
