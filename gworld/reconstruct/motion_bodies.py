@@ -83,7 +83,9 @@ def bodies_of(world: World, robots: Mapping[str, Skeleton], options: TrackOption
     _check_names(world, robots, options)
     rest = world.rest_poses().double()
     arms: list[Arm] = []
-    values, low, high = [], [], []
+    values: list[Tensor] = []
+    low: list[Tensor] = []
+    high: list[Tensor] = []
     for entity in world.entities:
         if entity.name not in robots or entity.name in options.fixed:
             continue
@@ -111,7 +113,7 @@ def bodies_of(world: World, robots: Mapping[str, Skeleton], options: TrackOption
     gaussians = select_gaussians(world.gaussians, rows)
     if gaussians.soft_links is not None:
         raise InputError("soft bodies cannot be tracked; bind rigid ones.")
-    empty = [thing.name for thing in things if not bool((gaussians.links == thing.link).any())]
+    empty: list[str] = [thing.name for thing in things if not bool((gaussians.links == thing.link).any())]
     if empty or not len(gaussians):
         raise InputError(f"what is to be tracked has no Gaussians ({', '.join(empty) or 'no body has any'}). Bind it.")
     state, ends = torch.cat(values), (torch.cat(low), torch.cat(high))
@@ -168,6 +170,16 @@ def with_bases(bodies: Bodies, twists: Float[Tensor, "A 6"]) -> Bodies:
     return replace(bodies, arms=arms)
 
 
+def root_steps(bodies: Bodies, size: Float[Tensor, " B"]) -> list[Bodies]:
+    """The bodies with each component of each root moved by its size, one after another."""
+    shifted = []
+    for row in range(len(size)):
+        twists = torch.zeros(len(bodies.arms), 6, dtype=torch.float64)
+        twists.view(-1)[row] = size[row]
+        shifted.append(with_bases(bodies, twists))
+    return shifted
+
+
 def names_of(bodies: Bodies) -> tuple[str, ...]:
     """A name per component of a step."""
     names = []
@@ -203,9 +215,7 @@ def _check_names(world: World, robots: Mapping[str, Skeleton], options: TrackOpt
         raise UsageError(f"there is no {', '.join(unknown)} to be held or fixed; there are {', '.join(entities)}.")
 
 
-def _arm(
-    name: str, skeleton: Skeleton, links: tuple[int, ...], rest: Tensor, start: int, options: TrackOptions
-) -> Arm:
+def _arm(name: str, skeleton: Skeleton, links: tuple[int, ...], rest: Tensor, start: int, options: TrackOptions) -> Arm:
     columns = [joint.name for joint in skeleton.free_joints]
     free = [row for row, joint in enumerate(columns) if not {joint, f"{name}/{joint}"} & set(options.hold)]
     base = rest[links[0]] @ torch.tensor(skeleton.links[0].parent_from_link).double().inverse()
@@ -249,5 +259,3 @@ def _reaches(bodies: Bodies) -> Tensor:
         # At a limit only one of the two sides moves, by half as much: no less than a millimetre per unit is believed.
         reaches.append(max(float(shift.norm(dim=-1).amax()) / 2e-4, 1e-3))
     return torch.tensor(reaches, dtype=torch.float64)
-
-

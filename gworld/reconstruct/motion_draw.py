@@ -32,6 +32,13 @@ class Drawn:
 
 def draw(bodies: Bodies, states: Float[Tensor, "W S"], level: Level, camera: int, box: Box | None = None) -> Drawn:
     """Draw W states as camera `camera` of a level sees them, hidden where the static scene stands before them."""
+    return draw_poses(bodies, poses_of(bodies, states), level, camera, box)
+
+
+def draw_poses(
+    bodies: Bodies, poses: Float[Tensor, "W L 4 4"], level: Level, camera: int, box: Box | None = None
+) -> Drawn:
+    """As `draw`, from poses of the links."""
     top, left, bottom, right = box or (0, 0, level.cameras.height, level.cameras.width)
     K = level.cameras.K[camera : camera + 1].clone()
     K[:, 0, 2] -= left
@@ -39,7 +46,7 @@ def draw(bodies: Bodies, states: Float[Tensor, "W S"], level: Level, camera: int
     view = replace(level.cameras[camera], K=K, width=right - left, height=bottom - top, names=(), links=())
     outputs = ("rgb", "alpha") if level.shield is None else ("rgb", "alpha", "depth")
     with torch.no_grad():
-        shown = render(bodies.gaussians, poses_of(bodies, states).float(), view, outputs=outputs)
+        shown = render(bodies.gaussians, poses.float(), view, outputs=outputs)
     assert shown.rgb is not None and shown.alpha is not None
     rgb, alpha = shown.rgb[:, 0], shown.alpha[:, 0]
     if level.shield is not None and shown.depth is not None:

@@ -19,6 +19,11 @@ SHADE, GLARE = 0.45, 1.12
 TELLING = 0.09
 """Distance from the plate (colours 0..1) at which a pixel is as likely to show something else."""
 
+STEADY, USUAL = 0.06, 0.35
+"""Colours nearer than this to the median agree with it; the share of the time they must, to be believed."""
+SAME_HUE, TELLING_SHARE = float(np.cos(np.radians(12.0))), 0.08
+"""Cosine between colours of one hue; the share of a scene that may have a body's colour if that is to tell it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Film:
@@ -31,7 +36,9 @@ class Film:
         if self.pictures.ndim != 4 or self.pictures.shape[3] != 3 or self.pictures.dtype != np.uint8:
             raise InputError(f"a film has shape {list(self.pictures.shape)}; [F,H,W,3] uint8 is needed.")
         if len(self.times) != len(self.pictures) or not len(self.times):
-            raise InputError(f"a film has {len(self.pictures)} pictures and {len(self.times)} times; one each is needed.")
+            raise InputError(
+                f"a film has {len(self.pictures)} pictures and {len(self.times)} times; one each is needed."
+            )
         if not bool(np.isfinite(self.times).all()) or bool((np.diff(self.times) <= 0).any()):
             raise InputError("the times of a film do not increase; sort or repair its clock.")
 
@@ -53,13 +60,14 @@ class Plates:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Cameras and plates at 1 / `shrink` of the pictures' size."""
+    """Cameras and plates at 1 / `shrink` of the pictures' size; `gains` [C,3] are the cameras' exposures."""
 
     shrink: int
     cameras: Cameras
     plates: Float[Tensor, "C H W 3"]
     known: Float[Tensor, "C H W"]
     shield: Float[Tensor, "C H W"] | None
+    gains: Float[Tensor, "C 3"]
 
     @cached_property
     def eyes(self) -> Float[Tensor, "C 4 4"]:
@@ -69,16 +77,20 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One instant at one size: pictures [C,H,W,3], how surely each pixel shows something else than the plate [C,H,W],
-    how far each camera's picture lies from the instant in seconds [C]."""
+    """One instant at one size: pictures [C,H,W,3], the plates in their light [C,H,W,3], how surely each pixel shows
+    something else than the plate [C,H,W], how far each camera's picture lies from the instant in seconds [C]."""
 
     rgb: Float[Tensor, "C H W 3"]
+    behind: Float[Tensor, "C H W 3"]
     other: Float[Tensor, "C H W"]
     late: Float[Tensor, " C"]
 
 
-def levels_of(cameras: Cameras, plates: Plates, shrinks: tuple[int, ...]) -> dict[int, Level]:
+def levels_of(
+    cameras: Cameras, plates: Plates, shrinks: tuple[int, ...], gains: Float[Tensor, "C 3"] | None = None
+) -> dict[int, Level]:
     """The cameras' levels, by how much they are shrunk."""
+    gains = torch.ones(len(cameras), 3) if gains is None else gains
     levels = {}
     for shrink in shrinks:
         width, height = _size(cameras, shrink)
@@ -89,6 +101,7 @@ def levels_of(cameras: Cameras, plates: Plates, shrinks: tuple[int, ...]) -> dic
             torch.from_numpy(np.stack([_smaller(picture, width, height) for picture in plates.pictures])),
             torch.from_numpy(np.stack([_smaller(k.astype(np.float32), width, height) for k in plates.known])),
             None if shield is None else torch.from_numpy(shield),
+            gains,
         )
     return levels
 
@@ -103,24 +116,51 @@ def shot_at(films: list[Film], time: float, level: Level) -> Shot:
     ]
     late = [film.times[row] - time for film, row in zip(films, rows, strict=True)]
     rgb = torch.from_numpy(np.stack(pictures))
-    return Shot(rgb, otherness(rgb, level.plates), torch.tensor(late, dtype=torch.float64))
+    behind, other = in_light(rgb, level.plates)
+    return Shot(rgb, behind, other, torch.tensor(late, dtype=torch.float64))
 
 
-def otherness(rgb: Float[Tensor, "*B H W 3"], plate: Float[Tensor, "*#B H W 3"]) -> Float[Tensor, "*B H W"]:
-    """How surely a pixel shows something else than the plate in more or less light, 0 to 1."""
+def in_light(
+    rgb: Float[Tensor, "*B H W 3"], plate: Float[Tensor, "*#B H W 3"]
+) -> tuple[Float[Tensor, "*B H W 3"], Float[Tensor, "*B H W"]]:
+    """The plate in the light or shadow that explains a picture best, and how surely a pixel shows something else."""
     light = ((rgb * plate).sum(-1) / (plate * plate).sum(-1).clamp_min(1e-4)).clamp(SHADE, GLARE)
-    distance = (rgb - light[..., None] * plate).square().sum(-1)
-    return distance / (distance + TELLING**2)
+    behind = light[..., None] * plate
+    distance = (rgb - behind).square().sum(-1)
+    return behind, distance / (distance + TELLING**2)
 
 
-def first_plates(films: list[Film], samples: int = 60) -> Plates:
-    """What each pixel shows most of the time: a first guess, ghosts of what moves included."""
-    pictures = []
+def first_plates(films: list[Film], colours: Float[ndarray, "B 3"], samples: int = 60) -> Plates:
+    """What each pixel shows most of the time: a first guess; `known` where it is steady.
+
+    Bodies that stand still for long would be taken for the scene. Where a pixel shows one of the bodies' `colours` at
+    times and something else at others, the plate is made of the others; colours that much of the scene has tell
+    nothing and are not used so.
+    """
+    pictures, known = [], []
     for film in films:
         rows = np.unique(np.linspace(0, len(film.times) - 1, samples).round().astype(int))
-        pictures.append(np.median(film.pictures[rows], axis=0).astype(np.float32) / 255)
-    stack = np.stack(pictures)
-    return Plates(stack, np.ones(stack.shape[:3], bool))
+        shown = film.pictures[rows].astype(np.float32) / 255
+        plate = np.median(shown, axis=0)
+        telling = [colour for colour in colours if _alike(plate, colour).mean() < TELLING_SHARE]
+        body = np.zeros(shown.shape[:3], bool)
+        for colour in telling:
+            body |= _alike(shown, colour)
+        seldom = (~body).sum(0) < 2
+        clean = np.where((body & ~seldom)[..., None], np.nan, shown)
+        plate = np.nanmedian(clean, axis=0)
+        with np.errstate(invalid="ignore"):
+            agrees = (np.abs(clean - plate).max(-1) < STEADY).sum(0) / np.maximum((~body | seldom).sum(0), 1)
+        known.append((agrees > USUAL) & ~(seldom & body.any(0)))
+        pictures.append(plate.astype(np.float32))
+    return Plates(np.stack(pictures), np.stack(known))
+
+
+def _alike(pictures: ndarray, colour: ndarray) -> ndarray:
+    """Whether pixels have a colour's hue and at least most of its brightness."""
+    size = np.linalg.norm(colour)
+    bright = np.linalg.norm(pictures, axis=-1)
+    return ((pictures @ colour) > SAME_HUE * bright * size) & (bright > 0.65 * size)
 
 
 def _size(cameras: Cameras, shrink: int) -> tuple[int, int]:

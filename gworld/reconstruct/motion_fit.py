@@ -1,29 +1,35 @@
 """One instant: how badly states explain the pictures, and the state that explains them best.
 
 A pixel's residuals are its colour against what moves drawn over the plate, and the drawn opacity against how surely
-the pixel shows something else than the plate. Both count by Geman and McClure's robust function, so that shadows,
-ghosts in the plate and strangers before the bodies weigh little. The derivative is taken from pictures of states to
+the pixel shows something else than the plate. Both count by Charbonnier's robust function, so that shadows, ghosts in
+the plate and strangers before the bodies weigh little. The derivative is taken from pictures of states to
 both sides, all of one batch: exact at outlines, where opacity, not colour, moves. Levenberg-Marquardt then solves for
 the step; its matrix is kept for the smoother and the uncertainty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.reconstruct.motion_bodies import Bodies, between, moved
-from gworld.reconstruct.motion_draw import Box, box_of, draw, drifted
+from gworld.reconstruct.motion_bodies import Bodies, between, moved, poses_of, root_steps
+from gworld.reconstruct.motion_draw import Box, box_of, draw_poses, drifted
 from gworld.reconstruct.motion_film import Level, Shot
 
 COLOUR, OUTLINE, TURN = 0.12, 0.45, 3.0
 """Residuals of colour (0..1) and opacity that count as one; their squared sum at which a pixel counts half."""
+UNKNOWN = 0.8
+"""Colour residual per channel of a plate that was never seen: between that of a fitting body and of a wrong one."""
 STEP = 0.4
 """Pixels by which a body's farthest point is moved to either side for the derivative."""
+FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 BATCH = 48
+ALIKE = 24.0
+"""Full-size pixels that err alike (a model's outline, a shadow): as many count as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +69,10 @@ def costs(
     for camera in range(len(level.cameras)):
         for first in range(0, len(states), BATCH):
             rows = slice(first, first + BATCH)
-            square, _, _ = _residuals(bodies, states[rows], level, shot, camera, None, weights, velocity)
-            total[rows] += (TURN * square / (TURN + square)).sum((1, 2)).double()
+            here = drifted(bodies, states[rows], velocity, float(shot.late[camera]))
+            residual, _ = _residuals(bodies, poses_of(bodies, here), level, shot, camera, None, weights)
+            square = residual.square().sum(-1)
+            total[rows] += _robust(square).sum((1, 2)).double()
     return total
 
 
@@ -77,35 +85,46 @@ def fit_state(
     steps: int,
     weights: Weights = Weights(),
 ) -> Solved:
-    """Levenberg-Marquardt from `start` at one level."""
-    pitch = STEP * _metres_per_pixel(bodies, level, start)
-    delta = torch.diag(pitch / bodies.reach)
+    """Levenberg-Marquardt from `start` at one level.
+
+    Where outlines are apart, far-out residuals make the step short; so a few multiples of it are tried at once.
+    """
+    pitch = STEP * metres_per_pixel(bodies, level, start)
     state, damping = start, 1e-3
-    best: tuple[float, Tensor, Tensor, Tensor, float] | None = None
-    tried = state
+    factors = torch.tensor(FACTORS, dtype=torch.float64)
     for number in range(steps + 1):
-        cost, gradient, matrix, misfit = _normal(bodies, tried, delta, level, shot, prior.velocity, weights)
-        pull = between(bodies, prior.state, tried)
-        whole = cost + 0.5 * float((prior.precision * pull * pull).sum())
-        if best is None or whole < best[0]:
-            gain = 1.0 if best is None else (best[0] - whole) / max(whole, 1e-9)
-            best, state = (whole, gradient + prior.precision * pull, matrix, tried, misfit), tried
-            damping = max(damping * 0.3, 1e-6)
-            if gain < 1e-4:
+        ahead, behind, span = _sides(bodies, state, pitch)
+        around = torch.cat([state[None], ahead, behind])
+
+        def poses_at(camera: int, around: Tensor = around) -> Tensor:
+            return poses_of(bodies, drifted(bodies, around, prior.velocity, float(shot.late[camera])))
+
+        cost, gradient, matrix, misfit = _normal(bodies, state, poses_at, span, level, shot, weights)
+        pull = between(bodies, prior.state, state)
+        square = matrix + torch.diag(prior.precision)
+        moving, tries = number < steps, 0
+        while moving:
+            loaded = square + damping * torch.diag(square.diagonal()) + 1e-9 * torch.eye(len(square)).double()
+            step = -torch.linalg.solve(loaded, gradient + prior.precision * pull)
+            size = float((step.abs() * bodies.reach).amax())
+            moving = size > 0.02 * pitch
+            if not moving:
                 break
-        else:
-            damping = min(damping * 10, 1e3)
-        if number == steps:
+            lengths = factors * min(1.0, 8 * pitch / STEP / (size * float(factors[-1])))
+            line = moved(bodies, state, step * lengths[:, None])
+            found = costs(bodies, line, level, shot, weights, prior.velocity) / (2 * alike(level))
+            away = between(bodies, prior.state, line)
+            found = found + 0.5 * (prior.precision * away * away).sum(-1)
+            best = int(found.argmin())
+            if best > 0:
+                state, damping = line[best], max(damping * 0.3, 1e-6)
+                moving = bool(found[0] - found[best] > 1e-4 * found[0].abs())
+                break
+            damping, tries = min(max(damping, 1e-3) * 30, 1e4), tries + 1
+            moving = tries < 3
+        if not moving:
             break
-        square = best[2] + torch.diag(prior.precision)
-        loaded = square + damping * torch.diag(square.diagonal()) + 1e-9 * torch.eye(len(square), dtype=square.dtype)
-        step = -torch.linalg.solve(loaded, best[1])
-        step = step * min(1.0, 12 * pitch / STEP / float((step.abs() * bodies.reach).amax() + 1e-12))
-        if float((step.abs() * bodies.reach).amax()) < 0.01 * pitch:
-            break
-        tried = moved(bodies, state, step)
-    assert best is not None
-    return Solved(best[3], best[2], best[0], best[4])
+    return Solved(state, matrix, cost, misfit)
 
 
 def search(
@@ -116,104 +135,140 @@ def search(
     spread: Float[Tensor, " P"],
     generator: torch.Generator,
     *,
-    count: int = 256,
-    rounds: int = 8,
+    count: int = 96,
+    rounds: int = 30,
     weights: Weights = Weights(),
 ) -> Float[Tensor, "E S"]:
-    """The best states that a widening look around `middle` finds, best first.
+    """The best states that a population finds around `middle` (uniform within `spread` to either side), best first.
 
-    The first round draws from the whole spread, each later one around the best so far, ever closer, and among
-    themselves (differential evolution, Storn and Price 1997, beside plain shrinking normals).
+    Differential evolution, current-to-best (Storn and Price, 1997): each state is moved towards one of the best and by
+    a difference of two others, and replaced only by what is better than itself, so that many guesses live on.
     """
-    keep = max(8, count // 12)
-    noise = torch.randn(count, bodies.size, generator=generator, dtype=torch.float64)
-    pool = torch.cat([middle[None], moved(bodies, middle, noise * spread)])
+    size = bodies.size
+    draw_ = 2 * torch.rand(count, size, generator=generator, dtype=torch.float64) - 1
+    draw_[0] = 0
+    pool = moved(bodies, middle, draw_ * spread)
     value = costs(bodies, pool, level, shot, weights)
-    for number in range(rounds):
-        order = value.argsort()[:keep]
-        pool, value = pool[order], value[order]
-        parents = torch.randint(keep, (3, count), generator=generator)
-        cross = between(bodies, pool[parents[1]], pool[parents[2]]) * 0.7
-        mask = torch.rand(count, bodies.size, generator=generator) < 0.7
-        noise = torch.randn(count, bodies.size, generator=generator, dtype=torch.float64)
-        steps = cross * mask + noise * spread * 0.35 * 0.62**number
-        fresh = moved(bodies, pool[(parents[0].float() * torch.rand(count, generator=generator)).long()], steps)
-        pool = torch.cat([pool, fresh])
-        value = torch.cat([value, costs(bodies, fresh, level, shot, weights)])
-    return pool[value.argsort()[:keep]]
+    for _ in range(rounds):
+        elite = value.argsort()[: max(3, count // 8)]
+        guide = elite[torch.randint(len(elite), (count,), generator=generator)]
+        pair = torch.randint(count, (2, count), generator=generator)
+        rate = 0.3 + 0.6 * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+        step = rate * (between(bodies, pool, pool[guide]) + between(bodies, pool[pair[0]], pool[pair[1]]))
+        step = step * (torch.rand(count, size, generator=generator) < 0.8)
+        step += 0.01 * spread * torch.randn(count, size, generator=generator, dtype=torch.float64)
+        inside = torch.minimum(torch.maximum(between(bodies, middle, pool) + step, -spread), spread)
+        fresh = moved(bodies, middle, inside)
+        price = costs(bodies, fresh, level, shot, weights)
+        better = price < value
+        pool, value = torch.where(better[:, None], fresh, pool), torch.where(better, price, value)
+    return pool[value.argsort()[: max(3, count // 8)]]
+
+
+def alike(level: Level) -> float:
+    """How many of a level's pixels count as one."""
+    return max(1.0, ALIKE / level.shrink**2)
+
+
+def derivatives(
+    bodies: Bodies, level: Level, shot: Shot, state: Float[Tensor, " S"], pitch: float, roots: Float[Tensor, " B"]
+) -> tuple[Float[Tensor, "BP BP"], Float[Tensor, " BP"]]:
+    """Gauss-Newton matrix and gradient by the roots' six components (moved by `roots` to either side), then by P."""
+    ahead, behind, span = _sides(bodies, state, pitch)
+    roots_ahead = [poses_of(part, state) for part in root_steps(bodies, roots)]
+    roots_behind = [poses_of(part, state) for part in root_steps(bodies, -roots)]
+    here = poses_of(bodies, state[None])
+    poses = torch.cat(
+        [here, torch.stack(roots_ahead), poses_of(bodies, ahead), torch.stack(roots_behind), poses_of(bodies, behind)]
+    )
+    _, gradient, matrix, _ = _normal(
+        bodies, state, lambda _: poses, torch.cat([2 * roots, span]), level, shot, Weights()
+    )
+    return matrix, gradient
+
+
+def _sides(bodies: Bodies, state: Tensor, pitch: float) -> tuple[Tensor, Tensor, Tensor]:
+    """States to either side along each component, and how far apart they are (less at a limit)."""
+    delta = torch.diag(pitch / bodies.reach)
+    ahead, behind = moved(bodies, state, delta), moved(bodies, state, -delta)
+    return ahead, behind, between(bodies, behind, ahead).diagonal().clamp_min(1e-12)
 
 
 def _residuals(
     bodies: Bodies,
-    states: Float[Tensor, "W S"],
+    poses: Float[Tensor, "W L 4 4"],
     level: Level,
     shot: Shot,
     camera: int,
     box: Box | None,
     weights: Weights,
-    velocity: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared sum [W,h,w], the residuals themselves [W,h,w,4] and the opacity [W,h,w] in a box."""
-    late = float(shot.late[camera])
-    drawn = draw(bodies, drifted(bodies, states, velocity, late), level, camera, box)
+) -> tuple[Tensor, Tensor]:
+    """The residuals [W,h,w,4] and the opacity [W,h,w] in a box."""
+    drawn = draw_poses(bodies, poses, level, camera, box)
     top, left, bottom, right = drawn.box
     part = (camera, slice(top, bottom), slice(left, right))
-    over = drawn.rgb + (1 - drawn.alpha[..., None]) * level.plates[part]
-    colour = (over - shot.rgb[part]) * (weights.colour / COLOUR)
+    alpha, rgb = drawn.alpha[..., None], shot.rgb[part]
+    known = level.known[part][..., None]
+    bare = (shot.behind[part] - rgb) * known + UNKNOWN * COLOUR * (1 - known)
+    colour = (drawn.rgb * level.gains[camera] - alpha * rgb + (1 - alpha) * bare) * (weights.colour / COLOUR)
     outline = (drawn.alpha - shot.other[part]) * level.known[part] * (weights.outline / OUTLINE)
-    residual = torch.cat([colour, outline[..., None]], dim=-1)
-    return residual.square().sum(-1), residual, drawn.alpha
+    return torch.cat([colour, outline[..., None]], dim=-1), drawn.alpha
+
+
+def _robust(square: Tensor) -> Tensor:
+    """Charbonnier's function: squares near zero, straight lines far out.
+
+    One that levels off would be blind to a white arm beside its picture on a black table: all pixels are then outliers.
+    """
+    return 2 * TURN * ((1 + square / TURN).sqrt() - 1)
 
 
 def _bare(level: Level, shot: Shot, camera: int, box: Box, weights: Weights) -> Float[Tensor, "h w"]:
     """The robust squares of a box without any body."""
     part = (camera, slice(box[0], box[2]), slice(box[1], box[3]))
-    colour = (level.plates[part] - shot.rgb[part]).square().sum(-1) * (weights.colour / COLOUR) ** 2
-    square = colour + (shot.other[part] * level.known[part] * (weights.outline / OUTLINE)).square()
-    return TURN * square / (TURN + square)
+    known = level.known[part]
+    bare = (shot.behind[part] - shot.rgb[part]) * known[..., None] + UNKNOWN * COLOUR * (1 - known[..., None])
+    square = bare.square().sum(-1) * (weights.colour / COLOUR) ** 2
+    square = square + (shot.other[part] * known * weights.outline / OUTLINE).square()
+    return _robust(square)
 
 
 def _normal(
     bodies: Bodies,
     state: Float[Tensor, " S"],
-    delta: Float[Tensor, "P P"],
+    poses_at: Callable[[int], Float[Tensor, "W L 4 4"]],
+    span: Float[Tensor, " M"],
     level: Level,
     shot: Shot,
-    velocity: Tensor | None,
     weights: Weights,
 ) -> tuple[float, Tensor, Tensor, float]:
-    """Cost, gradient, Gauss-Newton matrix and misfit at a state."""
-    ahead, behind = moved(bodies, state, delta), moved(bodies, state, -delta)
-    span = (between(bodies, behind, ahead) * torch.eye(len(delta), dtype=delta.dtype)).sum(-1).clamp_min(1e-12)
-    states = torch.cat([state[None], ahead, behind])
-    cost, covered, missed = 0.0, 0.0, 0.0
-    gradient = torch.zeros(len(delta), dtype=torch.float64)
-    matrix = torch.zeros(len(delta), len(delta), dtype=torch.float64)
-    count = len(delta)
+    """Cost, gradient, Gauss-Newton matrix and misfit at a state, from each camera's poses here and to either side."""
+    cost, covered, missed, count = 0.0, 0.0, 0.0, len(span)
+    gradient = torch.zeros(count, dtype=torch.float64)
+    matrix = torch.zeros(count, count, dtype=torch.float64)
+    share = alike(level)
     for camera in range(len(level.cameras)):
         box = box_of(bodies, state[None], level, camera)
         if box is None:
             continue
-        _, residual, alpha = _residuals(bodies, states, level, shot, camera, box, weights, velocity)
+        residual, alpha = _residuals(bodies, poses_at(camera), level, shot, camera, box, weights)
         here = residual[0]
         square = here.square().sum(-1)
-        weight = (TURN / (TURN + square)) ** 2
+        root = (1 + square / TURN).pow(-0.25)[..., None]  # the square root of the robust weight
         slope = (residual[1 : 1 + count] - residual[1 + count :]) / span[:, None, None, None].float()
-        rows = (slope * weight[..., None].sqrt()).reshape(count, -1)
-        gradient += (rows @ (here * weight[..., None].sqrt()).reshape(-1)).double()
+        rows = (slope * root).reshape(count, -1)
+        gradient += (rows @ (here * root).reshape(-1)).double()
         matrix += (rows @ rows.T).double()
-        robust = TURN * square / (TURN + square)
+        robust = _robust(square)
         # What the bare plate would cost is taken off, so that it does not matter how far the box reaches.
         cost += 0.5 * float((robust - _bare(level, shot, camera, box, weights)).sum())
         covered += float(alpha[0].sum())
         missed += float((alpha[0] * robust).sum())
-    return cost, gradient, matrix, missed / max(covered, 1.0)
+    return cost / share, gradient / share, matrix / share, missed / max(covered, 1.0)
 
 
-def _metres_per_pixel(bodies: Bodies, level: Level, state: Tensor) -> float:
+def metres_per_pixel(bodies: Bodies, level: Level, state: Tensor) -> float:
     """The size of a pixel at the bodies, of the camera that sees them largest."""
-    from gworld.reconstruct.motion_bodies import poses_of
-
     means, links = bodies.gaussians.means[::17].double(), bodies.gaussians.links[::17].long()
     poses = poses_of(bodies, state)[links]
     points = (poses[:, :3, :3] @ means[..., None])[..., 0] + poses[:, :3, 3]

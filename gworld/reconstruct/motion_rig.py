@@ -96,9 +96,7 @@ def plane_points(
     return eye - rays * ((plane[:3] @ eye + plane[3]) / (rays @ plane[:3]))[:, None]
 
 
-def _match(
-    pictures: ndarray, cameras: Cameras, poses: Tensor, options: RigOptions, reach: float
-) -> list[_Match]:
+def _match(pictures: ndarray, cameras: Cameras, poses: Tensor, options: RigOptions, reach: float) -> list[_Match]:
     """Patches of each pair of cameras whose flat pictures correlate; the pair's own shift is searched first."""
     sheet, pitch = _sheet(cameras, poses, options.plane)
     flat, seen, pixels = zip(
@@ -162,7 +160,7 @@ def _flatten(picture: ndarray, K: Tensor, pose: Tensor, sheet: ndarray) -> tuple
     height, width = picture.shape[:2]
     seen = (local[..., 2] > 0) & (pixels > 0.5).all(-1) & (pixels < (width - 0.5, height - 0.5)).all(-1)
     where = np.where(seen[..., None], pixels - 0.5, -1).astype(np.float32)
-    return cv2.remap(picture.astype(np.float32), where, None, cv2.INTER_LINEAR), seen, pixels
+    return cv2.remap(picture.astype(np.float32), where[..., 0], where[..., 1], cv2.INTER_LINEAR), seen, pixels
 
 
 def _correlate(
@@ -220,7 +218,10 @@ def _gaps(matches: list[_Match], cameras: Cameras, poses: Tensor, plane: tuple[f
     level, K = torch.tensor(plane, dtype=torch.float64), cameras.K.double()
     gaps = []
     for match in matches:
-        ends = [(camera, torch.from_numpy(pixels)) for camera, pixels in zip((match.first, match.second), match.pixels, strict=True)]
+        ends = [
+            (camera, torch.from_numpy(pixels))
+            for camera, pixels in zip((match.first, match.second), match.pixels, strict=True)
+        ]
         for (one, here), (two, there) in (ends, ends[::-1]):
             points = plane_points(here, K[one], poses[one], level)
             local = (points - poses[two][:3, 3]) @ poses[two][:3, :3] @ K[two].T

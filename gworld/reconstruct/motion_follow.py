@@ -1,0 +1,195 @@
+"""From instant to instant: a first state, then each state from the one before, and a search where a body is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.errors import InputError
+from gworld.reconstruct.motion_bodies import Bodies, between, moved
+from gworld.reconstruct.motion_film import Film, Level, Shot, shot_at
+from gworld.reconstruct.motion_fit import Prior, Solved, Weights, costs, fit_state, search
+from gworld.reconstruct.motion_options import TrackOptions
+
+WANDER = 0.02
+"""Metres by which a body's farthest point may differ from where its velocity takes it, per square root of 1/50 s."""
+MEMORY = 0.5
+"""Share of the velocity that is taken over from before."""
+USUAL = 15
+FRESH, DOUBTFUL = Weights(1.0, 1.0), Weights(0.5, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Recorded joint values as states [T,S] (NaN where unknown), and how firmly each component is held there [T,P]."""
+
+    states: Float[Tensor, "T S"]
+    precision: Float[Tensor, "T P"]
+
+    def at(self, rows: np.ndarray) -> Given:
+        """Those of some times."""
+        return Given(self.states[rows], self.precision[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """States [T,S], Gauss-Newton matrices [T,P,P] (inverse covariances), misfits [T], and where a body was lost [T]."""
+
+    states: Float[Tensor, "T S"]
+    matrices: Float[Tensor, "T P P"]
+    misfit: Float[Tensor, " T"]
+    lost: Tensor
+
+
+def given_joints(
+    bodies: Bodies, times: np.ndarray, joints: Mapping[str, Float[Tensor, "T V"]], options: TrackOptions
+) -> Given:
+    """Recorded joint values in the layout of states; raises `InputError` when they do not fit."""
+    states = bodies.start.expand(len(times), -1).clone()
+    states[:] = torch.nan
+    precision = torch.zeros(len(times), bodies.size, dtype=torch.float64)
+    sigma = max(options.joint_sigma, 1e-5)
+    at = 0
+    for arm in bodies.arms:
+        width = len(arm.skeleton.free_joints)
+        if arm.name in joints:
+            values = joints[arm.name].double()
+            if tuple(values.shape) != (len(times), width):
+                raise InputError(
+                    f"the joints of `{arm.name}` have shape {list(values.shape)}; {[len(times), width]} is needed."
+                )
+            states[:, arm.start : arm.start + width] = values
+            known = values[:, arm.free].isfinite()
+            precision[:, at : at + len(arm.free)] = known / sigma**2
+        at += len(arm.free)
+    unknown = set(joints) - {arm.name for arm in bodies.arms}
+    if unknown:
+        raise InputError(f"joint values are given for {', '.join(sorted(unknown))}, which is no robot that is tracked.")
+    return Given(states, precision)
+
+
+def find_start(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    films: list[Film],
+    time: float,
+    given: Given,
+    options: TrackOptions,
+    start: Float[Tensor, " S"],
+    *,
+    wide: bool,
+) -> Float[Tensor, " S"]:
+    """A first state: searched around the start as far as the options allow (when `wide`), then fitted."""
+    shots = {shrink: shot_at(films, time, level) for shrink, level in levels.items()}
+    start = _with_given(start, given, 0)
+    spread = []
+    for arm in bodies.arms:
+        span = (bodies.high - bodies.low)[arm.start + arm.free].clamp(max=6.2)
+        spread.append(options.search * span / 2 + 1e-3)
+    for thing in bodies.things:
+        spread.append(torch.tensor([options.reach] * 3 + [10 * options.reach] * 3).double() @ thing.axes.abs() + 1e-4)
+    reach = torch.cat(spread) * (given.precision[0] == 0)
+    prior = Prior(start, torch.where(given.precision[0] > 0, given.precision[0], 9.0 / reach.clamp_min(1e-6) ** 2))
+    tries = [start]
+    if wide:
+        generator = torch.Generator().manual_seed(options.seed)
+        for _ in range(2):
+            tries += list(search(bodies, levels[8], shots[8], start, reach, generator, weights=DOUBTFUL)[:3])
+    slow = replace(options, steps=10)
+    weights = DOUBTFUL if wide else FRESH
+    solved = [_descend(bodies, levels, shots, prior, state, slow, weights) for state in tries]
+    return min(solved, key=lambda one: one.cost).state
+
+
+def follow(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    films: list[Film],
+    times: np.ndarray,
+    start: Float[Tensor, " S"],
+    given: Given,
+    options: TrackOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> Followed:
+    """Fit each instant from the one before at its velocity; where the fit jumps, search around for a better one."""
+    generator = torch.Generator().manual_seed(options.seed)
+    state, velocity = start, torch.zeros(bodies.size, dtype=torch.float64)
+    misfits: list[float] = []
+    states, matrices, lost = [], [], []
+    for row, time in enumerate(times):
+        gap = float(time - times[row - 1]) if row else 0.0
+        shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in _used(options)}
+        ahead = _with_given(moved(bodies, state, velocity * gap), given, row)
+        sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
+        prior = Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity)
+        solved = _descend(bodies, levels, shots, prior, ahead, options)
+        usual = float(np.median(misfits[-USUAL:])) if misfits else solved.misfit
+        astray = len(misfits) > 2 and solved.misfit > options.jump * usual
+        if astray:
+            wide = shot_at(films, float(time), levels[8])
+            solved = _again(bodies, levels, wide, shots, prior, solved, generator, options)
+        if row:
+            velocity = MEMORY * velocity + (1 - MEMORY) * between(bodies, state, solved.state) / gap
+        state = solved.state
+        states.append(state)
+        matrices.append(solved.matrix)
+        misfits.append(solved.misfit)
+        lost.append(astray and solved.misfit > options.jump * usual)
+        if progress is not None:
+            progress(row + 1, len(times))
+    return Followed(torch.stack(states), torch.stack(matrices), torch.tensor(misfits), torch.tensor(lost))
+
+
+def _used(options: TrackOptions) -> tuple[int, ...]:
+    """Levels of a descent, coarse to fine."""
+    return tuple(sorted({min(8, 2 * options.finest), options.finest}, reverse=True))
+
+
+def _descend(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    shots: dict[int, Shot],
+    prior: Prior,
+    start: Tensor,
+    options: TrackOptions,
+    weights: Weights = FRESH,
+) -> Solved:
+    """Coarse to fine."""
+    state, solved = start, None
+    for shrink in _used(options):
+        solved = fit_state(bodies, levels[shrink], shots[shrink], prior, state, options.steps, weights)
+        state = solved.state
+    assert solved is not None
+    return solved
+
+
+def _again(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    wide: Shot,
+    shots: dict[int, Shot],
+    prior: Prior,
+    solved: Solved,
+    generator: torch.Generator,
+    options: TrackOptions,
+) -> Solved:
+    """The better of a fit and what a search around it finds, pictures alone deciding."""
+    spread = 0.25 / bodies.reach * (prior.precision < 1e9)
+    found = search(bodies, levels[8], wide, solved.state, spread, generator, count=48, rounds=8)[:2]
+    finest = _used(options)[-1]
+    loose = replace(prior, precision=torch.where(prior.precision < 1e9, prior.precision * 1e-3, prior.precision))
+    tries = [solved] + [_descend(bodies, levels, shots, loose, state, options) for state in found]
+    bare = costs(bodies, torch.stack([one.state for one in tries]), levels[finest], shots[finest], FRESH)
+    # The first keeps its place unless another explains the pictures clearly better.
+    bare[0] *= 0.98
+    return tries[int(bare.argmin())]
+
+
+def _with_given(state: Tensor, given: Given, row: int) -> Tensor:
+    recorded = given.states[row]
+    return torch.where(recorded.isnan(), state, recorded)
