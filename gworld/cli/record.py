@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,8 @@ class Options:
     """Film with the cameras; with --no-video, states alone are recorded, much faster and without OpenGL."""
     truth: bool = True
     """Keep depth and the link behind every pixel beside each video."""
+    world: bool = True
+    """Write the scene's true world of Gaussians and its robots to OUT/world (our own scenes; once)."""
     json: bool = False
     """Print one JSON object on stdout instead of lines for people."""
 
@@ -77,6 +80,8 @@ def run(options: Options) -> None:
             made, steps = made + 1, steps + count
             results.append(success)
             tick(number + 1)
+    if options.world:
+        _save_world(simulation, options.out / "world")
     simulation.close()
     _report(options, simulation, made, steps, skipped, results, time.monotonic() - begin)
 
@@ -100,6 +105,18 @@ def _record(
     episode = trace_episode(simulation, trace, behaviours, videos)
     writer.add(episode, key)
     return len(episode), episode.success
+
+
+def _save_world(simulation: Simulation, folder: Path) -> None:
+    """The true world at the start of seed 0, where none lies there and the scene is one of ours."""
+    from gworld.data.simulators import SCENES
+    from gworld.data.simulators_world import scene_world
+    from gworld.formats.world import save_world
+
+    if simulation.name in SCENES and not folder.exists():
+        simulation.reset(0)
+        with tempfile.TemporaryDirectory() as place:
+            save_world(scene_world(simulation, folder=place), folder)
 
 
 def _replayed(options: Options) -> EpisodeSet | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gworld.data.simulators_view import Picture
 
 SCENES = {"push": "push_scene", "arms": "arms_scene", "street": "street_scene"}
-SUBSTEP = 0.004
+SUBSTEP = 0.005
 """The longest step of the physics in seconds."""
 
 
@@ -74,7 +74,8 @@ class SimulatorState(NamedTuple):
 class Actor:
     """An agent in a simulation: its spec, links (indices), joints with their places in qpos, hand site (or link).
 
-    `kind` is `pusher`, `arm`, `vehicle`, or `robot` for other people's; `model` the robot alone as MJCF, where known.
+    `kind` is `pusher`, `arm`, `vehicle`, or `robot` for other people's; `model` the robot alone as MJCF, where known,
+    and `pictures` the files that it names.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Actor:
     qpos: tuple[int, ...]
     hand: str
     model: str = ""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -289,7 +291,7 @@ def open_scene(name: str, options: SceneOptions = SceneOptions()) -> Simulation:
     model = mujoco.MjModel.from_xml_string(blueprint.xml, dict(blueprint.pictures))
     data = mujoco.MjData(model)
     driver = SceneDriver(blueprint, model, data, options.fps, options.vary)
-    actors = tuple(_actor(model, plan) for plan in blueprint.agents)
+    actors = tuple(_actor(model, plan, blueprint.pictures) for plan in blueprint.agents)
     simulation = Simulation(
         name,
         options,
@@ -303,10 +305,11 @@ def open_scene(name: str, options: SceneOptions = SceneOptions()) -> Simulation:
     return simulation
 
 
-def _actor(model: mujoco.MjModel, plan: AgentPlan) -> Actor:
+def _actor(model: mujoco.MjModel, plan: AgentPlan, pictures: Mapping[str, bytes]) -> Actor:
     links = links_below(model, model.body(plan.root).id)
     joints, qpos = own_joints(model, links, f"{plan.name}/")
-    return Actor(plan.name, plan.kind, plan.spec, links, joints, qpos, plan.hand, plan.model)
+    named = {file: data for file, data in pictures.items() if f'"{file}"' in plan.model}
+    return Actor(plan.name, plan.kind, plan.spec, links, joints, qpos, plan.hand, plan.model, named)
 
 
 def _reach(model: mujoco.MjModel, geom: int) -> float:

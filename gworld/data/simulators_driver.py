@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +24,28 @@ SETTLE = 0.4
 """Seconds in which loose objects come to rest before an episode begins."""
 
 
+@cache
 def mujoco_library() -> Any:
-    """MuJoCo, told how to draw without a screen before it is first imported."""
+    """MuJoCo, told how to draw without a screen before it is first imported; without OpenGL it still computes.
+
+    Raises `MissingBackendError` where it is not installed.
+    """
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")
+    wanted = os.environ.get("MUJOCO_GL")
     try:
-        import mujoco
+        try:
+            import mujoco
+        except (AttributeError, RuntimeError, OSError):  # what it lets out where the OpenGL asked for is not there
+            os.environ["MUJOCO_GL"] = "disabled"
+            import mujoco
     except ImportError as error:
         raise MissingBackendError(
             f"simulated scenes need the package mujoco ({error}). Run `pip install 'gworld[sim]'`."
         ) from error
+    finally:
+        if wanted is not None:
+            os.environ["MUJOCO_GL"] = wanted
     return mujoco
 
 

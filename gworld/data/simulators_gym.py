@@ -272,7 +272,10 @@ def _columns(model: Any, low: np.ndarray, high: np.ndarray) -> list[tuple[str, s
     """Columns of an action: one per actuator where their numbers agree, else by number; `left` and `right` apart."""
     if len(low) != model.nu:
         both = zip(low.tolist(), high.tolist(), strict=True)
-        return [("robot", f"action{i}", "1", _finite(a, -1.0), _finite(b, 1.0), -1) for i, (a, b) in enumerate(both)]
+        return [
+            ("robot", f"action{i}", "1", _finite(float(a), -1.0), _finite(float(b), 1.0), -1)
+            for i, (a, b) in enumerate(both)
+        ]
     rows = []
     for index in range(model.nu):
         on_joint = int(model.actuator_trntype[index]) in (0, 1)
@@ -286,7 +289,16 @@ def _columns(model: Any, low: np.ndarray, high: np.ndarray) -> list[tuple[str, s
         bounds = model.actuator_ctrlrange[index] if limited else (-1.0, 1.0)
         if limited and not np.allclose((low[index], high[index]), bounds):
             unit = "1"  # a share of the range
-        rows.append((name, quantity, unit, _finite(low[index], bounds[0]), _finite(high[index], bounds[1]), joint))
+        rows.append(
+            (
+                name,
+                quantity,
+                unit,
+                _finite(float(low[index]), float(bounds[0])),
+                _finite(float(high[index]), float(bounds[1])),
+                joint,
+            )
+        )
     sides = ["left" if "left" in row[0].lower() else "right" if "right" in row[0].lower() else "" for row in rows]
     split = set(sides) == {"left", "right"}
     prefix = _common_prefix([row[0] for row in rows])

@@ -51,7 +51,7 @@ def push_scene(agents: int, objects: int, layout: int, timestep: float) -> Bluep
         model = document(name, timestep, assets=paints.assets([material]), bodies=[body], tail=tail)
         spec = ActionSpec(("x/velocity", "y/velocity"), ("m/s", "m/s"), (-SPEED,) * 2, (SPEED,) * 2)
         actuators = ((f"{name}/x", 1.0, np.inf), (f"{name}/y", 1.0, np.inf))
-        plans.append(AgentPlan(name, "pusher", spec, actuators, f"{name}/pusher", f"{name}/tip", model))
+        plans.append(AgentPlan(name, "pusher", spec, actuators, f"{name}/base", f"{name}/tip", model))
     sizes = {name: radius for name, _, radius in things}
 
     def place(draw: np.random.Generator) -> tuple[dict, dict]:
@@ -141,12 +141,13 @@ def _pusher(prefix: str, paints: Paints, number: int) -> tuple[str, list[str], s
         name=f"{prefix}pusher",
         gravcomp=1,
     )
+    rail = element("body", body, name=f"{prefix}base")  # stands still, so that the joints are the robot's own
     drives = [
         element("velocity", name=f"{prefix}{axis}", joint=f"{prefix}{axis}", kv=GRIP, forcerange=(-FORCE, FORCE),
                 ctrlrange=(-SPEED, SPEED))
         for axis in ("x", "y")
     ]  # fmt: skip
-    return body, drives, material
+    return rail, drives, material
 
 
 def _object(number: int, layout: int, rng: np.random.Generator, paints: Paints) -> tuple[str, str, float]:

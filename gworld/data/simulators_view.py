@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,12 +36,14 @@ class Painter:
         model.vis.global_.offwidth = max(int(model.vis.global_.offwidth), width)
         model.vis.global_.offheight = max(int(model.vis.global_.offheight), height)
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0  # 26 against 640 pictures a second
-        self._gl = _context(mujoco, width, height)
+        self._gl = context = _context(mujoco, width, height)
         self._scene = mujoco.MjvScene(model=model, maxgeom=model.ngeom + 200)
         self._option = mujoco.MjvOption()
         self._option.sitegroup[:] = 0
         self._rect = mujoco.MjrRect(0, 0, width, height)
-        self._buffer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        self._buffer = buffer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        self.close = weakref.finalize(self, _free, context, buffer)
+        """Free the context; happens by itself when nobody holds the painter, and before the interpreter ends."""
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._buffer)
         self._buffer.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
 
@@ -70,11 +73,6 @@ class Painter:
         deep = raw.astype(np.float64)  # 1 at the near plane, 0 at the far one
         depth = np.where(links >= 0, NEAR * FAR / (NEAR + deep * (FAR - NEAR)), 0.0).astype(np.float32)
         return Picture(rgb[::-1].copy(), depth[::-1].copy(), links[::-1].copy())
-
-    def close(self) -> None:
-        """Free the context."""
-        self._buffer.free()
-        self._gl.free()
 
     def _aim(self, data: Any, cameras: Cameras, index: int) -> None:
         pose = cameras.world_from_camera[index].double().numpy()
@@ -109,7 +107,9 @@ def _context(mujoco: Any, width: int, height: int) -> Any:
     tried = []
     for name in (wanted,) if wanted in ("egl", "osmesa", "glfw") else ("egl", "osmesa"):
         try:
-            context = _module(name).GLContext(width, height)
+            kind = _module(name).GLContext
+            kind._context = getattr(kind, "_context", None)  # it is asked for when one that failed is thrown away
+            context = kind(width, height)
             context.make_current()
             return context
         except (ImportError, RuntimeError, OSError, AttributeError, TypeError, mujoco.FatalError) as error:
@@ -118,6 +118,11 @@ def _context(mujoco: Any, width: int, height: int) -> Any:
         f"no offscreen OpenGL works here ({'; '.join(tried)}). Install it (apt install libegl1 libgl1-mesa-dri), or "
         "record states alone with --no-video."
     )
+
+
+def _free(context: Any, buffer: Any) -> None:
+    buffer.free()
+    context.free()
 
 
 def _module(name: str) -> Any:
