@@ -26,6 +26,7 @@ def known_laws(model: Dynamics) -> Dynamics:
         model.materials.power.fill_(2 / 3)
         model.materials.bounce.fill_(1.0)
         model.materials.grip.fill_(0.0)
+        model.materials.skin.fill_(0.0)
         model.residual.gate.fill_(0.0)
         for parameter in model.materials.shape.parameters():
             parameter.zero_()

@@ -74,7 +74,6 @@ class Actuation(nn.Module):
             poses = poses.index_copy(1, links, chain)
             move = twists_between(before[:, links], chain, scene.dt)
             held = held.index_copy(1, links, move)
-        # Contact needs the links where they are at the step's start; they arrive at its end with it.
         moved = replace(motion, world_from_link=poses, twists=held, memory=memory)
         return moved, held
 

@@ -75,18 +75,25 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Solids by body [N]: ball radius (0: none), bound, row of points and field (-1: none)."""
+    """Solids by body [N]: ball radius (0: none), bound, row of points and field (-1: none), and by how much (m) a
+    body reaches beyond the surface that its Gaussians' centres lie on."""
 
     radius: Float[Tensor, " N"]
     bound: Float[Tensor, " N"]
     row: Int[Tensor, " N"]
+    skin: Float[Tensor, " N"]
 
 
-def body_shapes(scene: Scene) -> Shapes:
-    """The solids of all bodies, flat; absent ones have bound -FAR, so that they are near nothing."""
+def body_shapes(scene: Scene, skin: Tensor) -> Shapes:
+    """The solids of all bodies, flat; absent ones have bound -FAR, so that they are near nothing.
+
+    `skin` is the learned reach of a Gaussian beyond its centre, over its width.
+    """
     present = scene.present
     bound = torch.where(present, shape_values(scene, "bound"), -FAR * torch.ones_like(scene.scale)[:, None])
-    return Shapes(shape_values(scene, "radius").flatten(), bound.flatten(), shape_values(scene, "row").flatten())
+    reach = skin * torch.where(present, shape_values(scene, "skin"), torch.zeros_like(bound))
+    flat = (shape_values(scene, "radius").flatten(), bound.flatten(), shape_values(scene, "row").flatten())
+    return Shapes(*flat, reach.flatten())
 
 
 def near_pairs(scene: Scene, shapes: Shapes, bodies: Bodies, seconds: float) -> Candidates:
@@ -150,11 +157,11 @@ def _ball_contacts(
     scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, seconds: float
 ) -> tuple[Contacts, Overlaps]:
     a, b = near.a, near.b
-    when = torch.zeros_like(near.round)
+    when, margin = torch.zeros_like(near.round), shapes.skin[a] + shapes.skin[b]
     for step in range(NEWTON):
         place_a, place_b = _moved(bodies, a, when), _moved(bodies, b, when)
         gap, normal = distance(scene, shapes, bodies, near, place_a[:, None], place_b)
-        gap, normal = gap[:, 0] - near.round, normal[:, 0]
+        gap, normal = gap[:, 0] - near.round - margin, normal[:, 0]
         arm_a = -normal * (near.round + 0.5 * gap)[:, None]
         arm_b = place_a + arm_a - place_b
         rate = ((_velocity(bodies, a, arm_a, when) - _velocity(bodies, b, arm_b, when)) * normal).sum(-1)
@@ -177,11 +184,12 @@ def _point_contacts(
     a, b = near.a, near.b
     points = body_points(scene, shapes, bodies, a)
     gap, normal = distance(scene, shapes, bodies, near, points, bodies.place[b])
+    gap = gap - (shapes.skin[a] + shapes.skin[b])[:, None]
     arm_a, arm_b = points - bodies.place[a][:, None], points - bodies.place[b][:, None]
     speed = bodies.speed[a][:, None] + torch.linalg.cross(bodies.spin[a][:, None].expand_as(arm_a), arm_a)
     speed = speed - bodies.speed[b][:, None] - torch.linalg.cross(bodies.spin[b][:, None].expand_as(arm_b), arm_b)
     deepest, index = gap.min(dim=1)
-    overlaps = Overlaps(a, b, -deepest, normal[torch.arange(len(a)), index])
+    overlaps = Overlaps(a, b, -deepest, normal[torch.arange(len(a), device=a.device), index])
     push = bodies.push[a] - bodies.push[b]
     rate = ((speed + 0.5 * seconds * push[:, None]) * normal).sum(-1)
     row, k = ((gap + rate * seconds < 0) & (rate < 0) | (gap < 0)).nonzero(as_tuple=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gworld.dynamics.contact import Bodies, Contacts, rate_at
@@ -19,10 +19,16 @@ from gworld.dynamics.contact import Bodies, Contacts, rate_at
 
 @dataclass(frozen=True)
 class Matter:
-    """How bodies resist and respond: inverse masses [N], inverse inertias [N,3,3] in body axes (0: moved by others)."""
+    """How bodies resist and respond: inverse masses [N], inverse inertias [N,3,3] in body axes (0: moved by others).
+
+    Bodies that lie [N] on something with the normal up [N,3] turn about that alone, as easily as `ease_up` [N] says.
+    """
 
     inverse_mass: Float[Tensor, " N"]
     inverse_inertia: Float[Tensor, "N 3 3"]
+    lies: Bool[Tensor, " N"] | None = None
+    up: Float[Tensor, "N 3"] | None = None
+    ease_up: Float[Tensor, " N"] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,11 @@ def spread_impulses(
 
 
 def _world_inertia(bodies: Bodies, matter: Matter) -> Tensor:
-    return bodies.turn @ matter.inverse_inertia @ bodies.turn.transpose(-1, -2)
+    spun = bodies.turn @ matter.inverse_inertia @ bodies.turn.transpose(-1, -2)
+    if matter.lies is None or matter.up is None or matter.ease_up is None:
+        return spun
+    held = matter.up[:, :, None] * matter.up[:, None, :] * matter.ease_up[:, None, None]
+    return torch.where(matter.lies[:, None, None], held, spun)
 
 
 def _ease(matter: Matter, spun: Tensor, row: Tensor, arm: Tensor, normal: Tensor, count: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class Materials(nn.Module):
         self.power = coefficient(0.0, 0.2, generator)
         self.bounce = coefficient(0.4, 0.1, generator)
         self.grip = coefficient(0.3, 0.05, generator)
+        self.skin = coefficient(0.0, 0.02, generator)
         self.shape = perceptron((TRAITS, width, 3), generator)
 
     def forward(self, scene: Scene, belief: Float[Tensor, "W L B"]) -> Nature:

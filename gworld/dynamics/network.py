@@ -32,7 +32,7 @@ from gworld.dynamics.materials import Materials, Nature, friction_of, restitutio
 from gworld.dynamics.residual import Residual
 from gworld.dynamics.separate import separate
 from gworld.dynamics.state import Motion, motion_from_poses
-from gworld.dynamics.support import Support, keep_flat, keep_upright
+from gworld.dynamics.support import Grounded, Support, keep_flat, keep_upright
 from gworld.dynamics.tokens import Scene, shape_values
 from gworld.geometry import matrix_from_quat, quat_from_rotvec, transform_from
 
@@ -43,7 +43,7 @@ class NetworkConfig:
 
     width: int = 16
     """Hidden units of each small perceptron."""
-    substeps: int = 4
+    substeps: int = 2
     """Parts into which a step is cut."""
     sweeps: int = 12
     """Sweeps of the contact solver where contacts share a body."""
@@ -108,18 +108,20 @@ class Dynamics(nn.Module):
         `actions` maps an agent's name to its action [W,A] of this step, NaN (or the agent missing) where unknown;
         `drives` holds the kinematics of agents whose actions move joints.
         """
-        config, links = self.config, scene.solid.shape[1]
-        motion, twists = self.actuation(scene, motion, actions or {}, drives, config.actuation)
+        config = self.config
+        moved, twists = self.actuation(scene, motion, actions or {}, drives, config.actuation)
         nature = self.materials(scene, motion.belief)
-        shapes = body_shapes(scene)
-        bodies = _bodies(scene, motion, twists)
+        shapes = body_shapes(scene, self.materials.skin)
+        bodies = _bodies(scene, motion, twists)  # driven links begin where they were, and arrive with the step
         matter = matter_of(scene, nature)
         seconds = scene.dt / config.substeps
         near = near_pairs(scene, shapes, replace(bodies, push=self._push(scene, bodies, nature)), scene.dt)
-        start = bodies
+        grounded = self.support.find(scene, shapes, bodies) if config.support else None
+        if grounded is not None:
+            matter = lying(scene, matter, grounded, bodies)
         for _ in range(config.substeps):
-            bodies = self._substep(scene, shapes, bodies, near, matter, nature, seconds)
-        return replace(_motion(scene, motion, start, bodies, links), time=motion.time + scene.dt)
+            bodies = self._substep(scene, shapes, bodies, near, matter, nature, grounded, seconds)
+        return replace(_motion(scene, moved, bodies), time=motion.time + scene.dt)
 
     def observe(self, scene: Scene, poses: Tensor) -> Motion:
         """The motion at the last of three noisy poses [W,3,L,7]: the mean velocity over both steps, brought to the end
@@ -134,16 +136,15 @@ class Dynamics(nn.Module):
 
     def _substep(
         self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, matter: Matter, nature: Nature,
-        seconds: float,
+        grounded: Grounded | None, seconds: float,
     ) -> Bodies:  # fmt: skip
         bodies = replace(bodies, push=self._push(scene, bodies, nature))
-        grounded = None
-        if self.config.support:
-            bodies, grounded = self.support(scene, bodies, seconds)
+        if grounded is not None:
+            bodies = self.support(scene, grounded, bodies, seconds)
         push, free = bodies.push, (scene.free & scene.present).flatten()[:, None]
         place = bodies.place + bodies.speed * seconds + 0.5 * push * seconds**2
         speed, spin, turning = bodies.speed + push * seconds, bodies.spin, bodies.spin * seconds
-        if self.config.gravity and not self.config.support:
+        if self.config.gravity:
             spin = torch.where(free, spin + self.free.spin(spin) * seconds, spin)
         if self.config.contact and len(near):
             contacts, overlaps = find_contacts(scene, shapes, bodies, near, seconds)
@@ -200,6 +201,14 @@ def matter_of(scene: Scene, nature: Nature) -> Matter:
     return Matter(weight.flatten(), ease.flatten(0, 1))
 
 
+def lying(scene: Scene, matter: Matter, grounded: Grounded, bodies: Bodies) -> Matter:
+    """Matter of which bodies that lie turn about the normal alone: the inertia about it counts, not its inverse's."""
+    inertia = bodies.turn @ shape_values(scene, "inertia").flatten(0, 1) @ bodies.turn.transpose(-1, -2)
+    about = (grounded.up[:, None] @ inertia @ grounded.up[:, :, None])[:, 0, 0]
+    ease = matter.inverse_mass / about.clamp_min(1e-12)
+    return replace(matter, lies=grounded.lies, up=grounded.up, ease_up=ease)
+
+
 def save_values(model: Dynamics) -> dict[str, object]:
     """What a checkpoint's manifest says of a model: its configuration."""
     return {"network": asdict(model.config)}
@@ -234,9 +243,9 @@ def _bodies(scene: Scene, motion: Motion, twists: Tensor) -> Bodies:
     )
 
 
-def _motion(scene: Scene, motion: Motion, start: Bodies, end: Bodies, links: int) -> Motion:
+def _motion(scene: Scene, motion: Motion, end: Bodies) -> Motion:
     """Poses and twists of the links; those that no law moves stand where the actuation put them."""
-    worlds = len(scene)
+    worlds, links = scene.solid.shape
     free = (scene.free & scene.present)[..., None]
     turn = end.turn.view(worlds, links, 3, 3)
     turn = 1.5 * turn - 0.5 * turn @ (turn.transpose(-1, -2) @ turn)

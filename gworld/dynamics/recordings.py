@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gworld.dynamics.actuation import Drive
 from gworld.dynamics.state import Motion, motion_from_poses
-from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
+from gworld.dynamics.tokens import Scene, compile_scene, scene_to, select_worlds
 from gworld.errors import InputError
 from gworld.scene.episode import Episode
 from gworld.scene.world import World
@@ -98,6 +98,17 @@ def select_recordings(data: Recordings, rows: Int[Tensor, " B"]) -> Recordings:
     )
 
 
+def recordings_to(data: Recordings, device: torch.device | str) -> Recordings:
+    """Move to a device."""
+    return replace(
+        data,
+        scene=scene_to(data.scene, device),
+        poses=data.poses.to(device),
+        actions={name: value.to(device) for name, value in data.actions.items()},
+        joints={name: value.to(device) for name, value in data.joints.items()},
+    )
+
+
 def jolts(data: Recordings) -> Float[Tensor, "E T"]:
     """Largest change of velocity of any object at each frame, in radii per step: large where something was struck."""
     place = data.poses[..., :3]
@@ -113,7 +124,7 @@ def window_table(data: Recordings, horizon: int) -> tuple[Int[Tensor, "N 2"], Fl
     Starts at which a velocity cannot be read, because something was struck in the three frames, are left out where
     others remain; windows with a jolt and those without are drawn equally often.
     """
-    size = jolts(data)
+    size = jolts(data).cpu()
     usual = size.flatten().median()
     sharp = size > torch.maximum(4 * usual, torch.tensor(0.02))
     frames = data.poses.shape[1]
@@ -132,7 +143,7 @@ def window_table(data: Recordings, horizon: int) -> tuple[Int[Tensor, "N 2"], Fl
 
 def cut_batch(data: Recordings, rows: Int[Tensor, "B 2"], horizon: int, beliefs: int = 1) -> Batch:
     """The windows that begin at (episode, frame) `rows`."""
-    episode, start = rows.unbind(1)
+    episode, start = rows.to(data.poses.device).unbind(1)
     scene = select_worlds(data.scene, episode)
     context = torch.stack([data.poses[episode, start - CONTEXT + 1 + k] for k in range(CONTEXT)], dim=1)
     motion = motion_from_poses(context, data.scene.dt, beliefs)

@@ -25,7 +25,7 @@ POINTS = 96
 """Points on the surface of a solid that can touch."""
 OPAQUE = 0.3
 SMALLEST_PLANE = 1 / 80
-"""Part of a static scene's surface that a plane must hold to count."""
+"""Surface that a plane must hold to count, over that of the static scene or of the square the objects take up."""
 NEIGHBOURS = 12
 
 
@@ -36,6 +36,7 @@ class Solid:
     center [3] of mass in the link's frame; radius of a ball, 0 for others; bound the distance of the farthest point;
     volume m^3; inertia [3,3] per mass (m^2); points [M,3] on the surface; field [G,G,G] signed distances at the
     corners of a grid that begins at `low` [3] with cells `cell` wide. A ball has one point, its centre, and no field.
+    skin is the width of a typical Gaussian (m): how far it reaches beyond its centre is learned.
     """
 
     center: Float[Tensor, " 3"]
@@ -44,6 +45,7 @@ class Solid:
     volume: float
     inertia: Float[Tensor, "3 3"]
     points: Float[Tensor, "M 3"]
+    skin: float
     field: Float[Tensor, "G G G"] | None = None
     low: Float[Tensor, " 3"] | None = None
     cell: float = 0.0
@@ -61,9 +63,8 @@ def solid_from_gaussians(gaussians: Gaussians) -> Solid:
     if spread < ROUND:
         eye = torch.eye(3, dtype=torch.float64)
         volume = 4 / 3 * np.pi * radius**3
-        return Solid(
-            torch.from_numpy(center), radius, radius, volume, 0.4 * radius**2 * eye, torch.zeros(1, 3).double()
-        )
+        points, skin = torch.zeros(1, 3, dtype=torch.float64), float(np.median(sizes))
+        return Solid(torch.from_numpy(center), radius, radius, volume, 0.4 * radius**2 * eye, points, skin)
     return _solid_from_surface(means, normals, sizes)
 
 
@@ -75,8 +76,9 @@ def planes_from_gaussians(gaussians: Gaussians, inside: Float[Tensor, "N 3"]) ->
     """
     means, normals, sizes = _surface(gaussians)
     area = sizes**2
-    least, left = area.sum() * SMALLEST_PLANE, np.ones(len(means), bool)
     places = inside.double().numpy()
+    span = float(np.ptp(places, axis=0).max()) if len(places) > 1 else np.inf
+    least, left = SMALLEST_PLANE * min(area.sum(), 2.0 * span**2), np.ones(len(means), bool)
     planes: list[np.ndarray] = []
     for _ in range(24):
         if area[left].sum() < least:
@@ -171,6 +173,7 @@ def _solid_from_surface(means: np.ndarray, normals: np.ndarray, sizes: np.ndarra
         volume,
         torch.from_numpy(inertia),
         torch.from_numpy(points),
+        float(np.median(sizes)),
         torch.from_numpy(field),
         torch.from_numpy(origin - center),
         cell,

@@ -12,9 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from gworld.dynamics.contact import Bodies
+from gworld.dynamics.contact import Bodies, Shapes
 from gworld.dynamics.layers import clamp_through, coefficient
-from gworld.dynamics.tokens import Scene, shape_values
+from gworld.dynamics.tokens import FAR, Scene, shape_values
+
+NEAR = 0.15
+"""Height over a plane, as part of the scale, below which a body lies on it: Gaussians end a little inside a surface."""
 
 
 @dataclass(frozen=True)
@@ -34,29 +37,33 @@ class Support(nn.Module):
         self.brake = coefficient(1.0, 0.1, generator)
         self.lever = coefficient(1.0, 0.05, generator)
 
-    def forward(self, scene: Scene, bodies: Bodies, seconds: float) -> tuple[Bodies, Grounded]:
+    def forward(self, scene: Scene, grounded: Grounded, bodies: Bodies, seconds: float) -> Bodies:
         """Bodies braked over `seconds`, their pushes and motion kept in the plane they lie on."""
-        grounded = self.find(scene, bodies)
-        bodies = replace(
-            bodies,
-            speed=keep_flat(grounded, bodies.speed),
-            push=keep_flat(grounded, bodies.push),
-            spin=keep_upright(grounded, bodies.spin),
-        )
-        radius = (shape_values(scene, "inertia").diagonal(dim1=-2, dim2=-1).amax(-1)).sqrt().view(-1, 1)
-        reach = self.lever.abs() * radius
-        pace = ((bodies.speed**2).sum(-1, keepdim=True) + (bodies.spin * reach) ** 2).sum(-1, keepdim=True)
-        pace = (pace + 1e-16).sqrt()
+        speed, spin = keep_flat(grounded, bodies.speed), keep_upright(grounded, bodies.spin)
+        gyration = shape_values(scene, "inertia").diagonal(dim1=-2, dim2=-1).amax(-1).sqrt().view(-1, 1)
+        reach = self.lever.abs() * gyration
+        pace = (speed.square().sum(-1, keepdim=True) + (spin * reach).square().sum(-1, keepdim=True) + 1e-16).sqrt()
         brake = self.length * clamp_through(self.brake, 0.0, 1e4)
         kept = (1.0 - brake * seconds / pace).clamp_min(0.0)
         kept = torch.where(grounded.lies[:, None], kept, torch.ones_like(kept))
-        return replace(bodies, speed=bodies.speed * kept, spin=bodies.spin * kept), grounded
+        return replace(bodies, speed=speed * kept, spin=spin * kept, push=keep_flat(grounded, bodies.push))
 
-    def find(self, scene: Scene, bodies: Bodies) -> Grounded:
-        """Objects with gravity and a plane below them."""
-        lies = (scene.free & scene.present & (scene.down.norm(dim=-1, keepdim=True) > 0.5)).flatten()
-        up = -scene.down[:, None].expand(*scene.solid.shape, 3).reshape(-1, 3)
-        return Grounded(lies, up)
+    def find(self, scene: Scene, shapes: Shapes, bodies: Bodies) -> Grounded:
+        """Objects whose lowest point is on a plane that faces up, and that do not rise."""
+        worlds, links = scene.solid.shape
+        up = -scene.down[:, None].expand(worlds, links, 3).reshape(-1, 3)
+        free = (scene.free & scene.present).flatten() & (up.norm(dim=-1) > 0.5)
+        floor = (scene.planes[..., :3] * -scene.down[:, None]).sum(-1) > 0.98
+        level = torch.where(floor, scene.planes[..., 3], -FAR).amax(dim=-1) if floor.shape[1] else -FAR * scene.scale
+        lowest = -shapes.radius
+        rough = (free & (shapes.row >= 0)).nonzero()[:, 0]
+        if len(rough):
+            points = scene.solids.points[shapes.row[rough]] @ bodies.turn[rough].detach().transpose(-1, -2)
+            lowest = lowest.index_copy(0, rough, (points * up[rough, None]).sum(-1).amin(-1))
+        height = (bodies.place.detach() * up).sum(-1) + lowest - level.repeat_interleave(links)
+        low = height < NEAR * scene.scale.repeat_interleave(links)
+        rising = (bodies.speed.detach() * up).sum(-1) > 2.0 * scene.scale.repeat_interleave(links)
+        return Grounded(free & low & ~rising, up)
 
 
 def keep_flat(grounded: Grounded | None, part: Tensor) -> Tensor:

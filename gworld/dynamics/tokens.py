@@ -25,7 +25,7 @@ FAR = 1e9
 class Solids:
     """S different solids: centre [S,3], ball radius [S] (0: not a ball), bound [S], volume [S], inertia [S,3,3] per
     mass and its inverse `ease`, and `traits` [S,5]: what a solid is like whatever its size, namely principal inertias
-    and volume against its bound, and whether it is a ball.
+    and volume against its bound, and whether it is a ball; `skin` [S] m, the width of its Gaussians.
 
     `row` [S] says where a solid that is no ball has its points [R,M,3], distance field [R,G,G,G], its grid's corner
     `low` [R,3] and `cell` [R].
@@ -38,6 +38,7 @@ class Solids:
     inertia: Float[Tensor, "S 3 3"]
     ease: Float[Tensor, "S 3 3"]
     traits: Float[Tensor, "S 5"]
+    skin: Float[Tensor, " S"]
     row: Int[Tensor, " S"]
     points: Float[Tensor, "R M 3"]
     fields: Float[Tensor, "R G G G"]
@@ -161,6 +162,7 @@ def stack_solids(library: Sequence[Solid], dtype: torch.dtype) -> Solids:
         volume=torch.tensor([item.volume for item in library], dtype=dtype),
         inertia=torch.stack([item.inertia for item in library]).to(dtype),
         ease=torch.linalg.inv(torch.stack([item.inertia for item in library])).to(dtype),
+        skin=torch.tensor([item.skin for item in library], dtype=dtype),
         traits=torch.stack([_traits(item) for item in library]).to(dtype),
         row=torch.tensor(row),
         points=_stack(points, (POINTS, 3), dtype),

@@ -171,12 +171,14 @@ def _disturb(batch: Batch, config: TrainConfig, generator: torch.Generator) -> B
     """Noise on the velocities of objects that move, and actions left out."""
     moving = batch.scene.free & batch.scene.present
     size = config.noise * batch.scene.scale / batch.scene.dt
-    noise = torch.randn(batch.start.twists.shape, generator=generator) * size[:, None, None] * moving[..., None]
+    noise = (
+        torch.randn(batch.start.twists.shape, generator=generator).to(size) * size[:, None, None] * moving[..., None]
+    )
     noise[..., 3:] /= batch.scene.scale[:, None, None]
     start: Motion = replace(batch.start, twists=batch.start.twists + noise)
     actions = {}
     for name, value in batch.actions.items():
-        gone = torch.rand(len(value), generator=generator) < config.dropped
+        gone = (torch.rand(len(value), generator=generator) < config.dropped).to(value.device)
         actions[name] = torch.where(gone[:, None, None], torch.full_like(value, torch.nan), value)
     return replace(batch, start=start, actions=actions)
 
