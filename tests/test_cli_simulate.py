@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ from PIL import Image
 from gworld.cli.main import main
 from gworld.data.store import open_episodes, read_episode
 from gworld.formats.gltf import read_gltf
+from gworld.reconstruct.coverage import measure_coverage, save_coverage
 from gworld.render.video import read_video
 from gworld.scene.world import World
 from gworld.simulate.files import read_rollout
+from gworld.simulate.observe import pick_cameras
 from tests.acting import acting_world
 
 STEPS = 12
@@ -119,6 +123,24 @@ def test_a_rollout_is_acted_again_from_an_orbit(world: World, folder: Path, tmp_
     again, first = read_rollout(tmp_path / "o.parquet"), read_rollout(folder / "a.parquet")
     assert np.array_equal(again.link_poses.numpy(), first.link_poses[:5].numpy())
     assert len(list(read_video(tmp_path / "o.mp4"))) == 3
+
+
+def test_what_the_footage_showed_is_told_per_pixel(world: World, tmp_path: Path) -> None:
+    assert world.folder is not None and world.cameras is not None
+    shutil.copytree(world.folder, tmp_path / "world")
+    front = pick_cameras(world.cameras, [0])
+    save_coverage(
+        measure_coverage(world.gaussians, [front, front], world_from_link=world.rest_poses()), tmp_path / "world"
+    )
+    seen = replace(world, folder=tmp_path / "world")
+    arguments = ["--policy", "null", "--seconds", "0.04", "--outputs", "rgb", "seen", "--labels", f"{tmp_path}/labels"]
+    assert simulate(seen, [*arguments, "--out", f"{tmp_path}/a.mp4"]) == 0
+    maps = {
+        name: np.asarray(Image.open(tmp_path / "labels" / "world-000" / name / "seen-000000.png"))
+        for name in ("front", "east")
+    }
+    assert set(np.unique(maps["front"])) <= {0, 2} and (maps["front"] == 2).mean() > 0.3
+    assert (maps["east"] == 2).mean() < 0.2 * (maps["front"] == 2).mean()
 
 
 REFUSED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from gworld.data.parquet import write_columns
+from gworld.data.source import ROBOT
 from gworld.data.store import EpisodeWriter
 from gworld.errors import GWorldError, InputError, UsageError
 from gworld.scene.episode import Episode
@@ -119,6 +121,43 @@ def test_a_rollout_is_read_back_and_acted_again(world: World, tmp_path: Path) ->
     assert torch.equal(replayed.link_poses, rollout.link_poses)
     with pytest.raises(InputError, match="is no rollout"):
         read_rollout(tmp_path / "a.parquet")
+
+
+def test_one_recording_is_shared_out_to_agents_by_name(world: World, tmp_path: Path) -> None:
+    columns = np.concatenate([LEFT[:, ::-1], CART], axis=1)
+    episode = Episode(
+        torch.from_numpy(TIMES),
+        {ROBOT: torch.from_numpy(columns).float()},
+        names={f"actions/{ROBOT}": ("elbow/position", "yaw/position", "c0", "c1", "c2")},
+        videos=(),
+    )
+    with EpisodeWriter(tmp_path / "store") as writer:
+        writer.add(episode)
+    table = read_actions(tmp_path / "store", world, split={"left": ("*/position",), "cart": ("c*",)})
+    np.testing.assert_allclose(table.values["left"].numpy(), LEFT, atol=1e-6)  # put in order by the columns' names
+    np.testing.assert_allclose(table.values["cart"].numpy(), CART, atol=1e-6)
+
+
+def test_a_lerobot_data_set_of_one_robot_moves_the_one_agent(world: World, tmp_path: Path) -> None:
+    alone = replace(world, entities=tuple(e for e in world.entities if e.name in ("scene", "cart", "ball")))
+    meta, data = tmp_path / "set" / "meta", tmp_path / "set" / "data" / "chunk-000"
+    meta.mkdir(parents=True), data.mkdir(parents=True)
+    features = {"action": {"dtype": "float32", "shape": [3], "names": None}}
+    info = {"codebase_version": "v2.1", "fps": 10, "features": features, "total_episodes": 1, "total_frames": 6}
+    info["data_path"] = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+    (meta / "info.json").write_text(json.dumps(info))
+    (meta / "episodes.jsonl").write_text(json.dumps({"episode_index": 0, "length": 6, "tasks": ["slide"]}) + "\n")
+    (meta / "tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "slide"}) + "\n")
+    rows = {
+        "timestamp": TIMES.astype(np.float32),
+        "episode_index": np.zeros(6, np.int64),
+        "action": CART.astype(np.float32),
+    }
+    write_columns(data / "episode_000000.parquet", rows)
+    table = read_actions(tmp_path / "set", alone)
+    np.testing.assert_allclose(table.values["cart"].numpy(), CART, atol=1e-6)
+    with pytest.raises(InputError, match="has actions of agent `robot`; the world has cart"):
+        read_actions(tmp_path / "set", world)
 
 
 BAD = {

@@ -116,7 +116,7 @@ def _plan(world: World, stepper: Stepper, given: BenchInput) -> Row:
     agents = [agent.name for agent in world.agents]
 
     def plan() -> object:
-        return plan_actions(engine, lambda a, b: judged.judge(a, b)[0]["left"], agents, options)
+        return plan_actions(engine, judged.score(), agents, options)
 
     seconds = median_seconds(plan, 1 if given.quick else 5, 1) / options.horizon / options.rounds
     name = f"plan of two agents, {options.samples} samples, per step looked ahead"

@@ -33,6 +33,8 @@ class Options:
     """Parquet, CSV, npz, npy or JSON with a clock and columns `agent/component`, an episode, a store, a data set."""
     number: int = 0
     """Which episode, where --actions or --compare holds several."""
+    agents: str = ""
+    """Share one recording's columns out to agents, as left=*left*,right=*right* (or by number, as left=0:7)."""
     policy: str | None = None
     """null, random, extreme, replay, expert, adversarial, one for all or `left=expert,right=random`; `module:function`
     runs that function of yours."""
@@ -141,11 +143,13 @@ def prepare(engine: Engine, options: Options, table: ActionTable | None) -> tupl
 
 def load_table(world: World, options: Options) -> ActionTable | None:
     """The actions of `--actions`, with what was assumed and what was cut said."""
+    from gworld.data.split import parse_agents
     from gworld.simulate.actions import read_actions
 
     if options.actions is None:
         return None
-    table = read_actions(options.actions, world, 1.0 / options.rate, options.number)
+    split = parse_agents(options.agents)
+    table = read_actions(options.actions, world, 1.0 / options.rate, options.number, split)
     for note in table.notes:
         say(note)
     tell_clipped(dict(table.clipped), str(options.actions))

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gworld.data.split import split_agents
 from gworld.errors import InputError, UsageError
 from gworld.files import check_memory, existing_file, read_json
 from gworld.scene.episode import Episode
@@ -62,15 +63,22 @@ class ActionTable:
         return float(self.times[-1] + self.times.diff().median())
 
 
-def read_actions(path: str | Path, world: World, step: float = 1 / 30, number: int = 0) -> ActionTable:
+def read_actions(
+    path: str | Path,
+    world: World,
+    step: float = 1 / 30,
+    number: int = 0,
+    split: Mapping[str, tuple[str, ...]] | None = None,
+) -> ActionTable:
     """Actions from Parquet, CSV, npz, npy, JSON, an episode folder or store, or a LeRobot data set.
 
-    `number` picks an episode where there are several; `step` seconds per row where the file holds no clock. Raises
-    `InputError`, in one sentence, for anything that does not fit the world's agents.
+    `number` picks an episode where there are several, `split` shares one recording's columns out to agents (see
+    `gworld.data.split`); `step` seconds per row where the file holds no clock. Raises `InputError`, in one sentence,
+    for anything that does not fit the world's agents.
     """
     place = Path(path)
     if place.is_dir():
-        return table_from_episode(load_episode(place, number), world, str(place))
+        return table_from_episode(split_agents(load_episode(place, number), split or {}), world, str(place))
     file, suffix = existing_file(place), place.suffix.lower()
     if suffix in (".parquet", ".pq"):
         from gworld.data.parquet import read_columns
@@ -127,7 +135,10 @@ def table_from_columns(
 
 
 def table_from_episode(episode: Episode, world: World, source: str = "the episode") -> ActionTable:
-    """An episode's actions; a recording of one agent fits a world of one agent, whatever either is called."""
+    """An episode's actions; a recording of one agent fits a world of one agent, whatever either is called.
+
+    Columns that bear the components' own names may stand in any order.
+    """
     agents = {entity.name: entity.action for entity in world.agents if entity.action is not None}
     actions = dict(episode.actions)
     if len(actions) == len(agents) == 1 and set(actions) != set(agents):
@@ -135,7 +146,11 @@ def table_from_episode(episode: Episode, world: World, source: str = "the episod
     strange = sorted(set(actions) - set(agents))
     if strange:
         raise InputError(f"`{source}` has actions of agent `{strange[0]}`; the world has {_known(agents)}.")
-    tables = {name: values.double().numpy() for name, values in actions.items()}
+    tables = {}
+    for name, values in actions.items():
+        columns, wanted = episode.names.get(f"actions/{name}", ()), agents[name].names
+        order = [columns.index(part) for part in wanted] if set(columns) == set(wanted) else slice(None)
+        tables[name] = values.double().numpy()[:, order]
     return fit_table(episode.times.double().numpy(), tables, agents, source)
 
 

@@ -6,17 +6,17 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gworld.dynamics.state import Motion
 from gworld.errors import InputError, UsageError
 from gworld.scene.world import ActionSpec
 from gworld.simulate.actions import ActionTable
 from gworld.simulate.engine import Engine
-from gworld.simulate.plan import Plan, PlanOptions, follow_plan, plan_actions
+from gworld.simulate.plan import Plan, PlanOptions, Score, follow_plan, plan_actions
 from gworld.simulate.tasks import Judged, find_function
 
 POLICIES = ("null", "random", "extreme", "replay", "expert", "adversarial")
@@ -165,22 +165,15 @@ def _seek(word: str, engine: Engine, agent: str, given: PolicyInput) -> Act:
     plans: list[Plan | None] = [None] * engine.options.worlds
     count = 0
 
-    def score(row: int) -> Callable[[Any, Any], Tensor]:
-        def expert(before: Any, after: Any) -> Tensor:
-            assert given.task is not None
-            kept, given.task.targets = given.task.targets, given.task.targets[row : row + 1]
-            reward, _ = given.task.judge(before, after)
-            given.task.targets = kept
-            return reward[agent]
+    def nearing(before: Motion, after: Motion) -> Tensor:
+        def apart(motion: Motion) -> Tensor:
+            places = motion.world_from_link[..., :3, 3]
+            return torch.cdist(places[:, own], places[:, others]).flatten(1).amin(1)
 
-        def nearing(before: Any, after: Any) -> Tensor:
-            def apart(motion: Any) -> Tensor:
-                places = motion.world_from_link[..., :3, 3]
-                return torch.cdist(places[:, own], places[:, others]).flatten(1).amin(1)
+        return apart(before) - apart(after)
 
-            return apart(before) - apart(after)
-
-        return expert if word == "expert" else nearing
+    def score(row: int) -> Score:
+        return given.task.score([agent], row) if word == "expert" and given.task is not None else nearing
 
     def act() -> Tensor:
         nonlocal count

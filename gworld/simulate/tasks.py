@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,18 @@ class Judged:
         """Draw the targets of a new episode, one world after the other."""
         drawn = torch.stack([torch.rand(3, generator=generator) for generator in generators]) * 2 - 1
         self.targets = torch.tensor(self.task.target) + drawn * torch.tensor(self.task.room)
+
+    def score(self, agents: Sequence[str] = (), row: int = 0) -> Callable[[Motion, Motion], Tensor]:
+        """What a planner maximises for some agents (all when empty) with the targets of world `row`: their rewards."""
+        own = copy.copy(self)
+        own.targets = self.targets[row : row + 1]
+        names = list(agents) or list(self.agents)
+
+        def score(before: Motion, after: Motion) -> Tensor:
+            reward, _ = own.judge(before, after)
+            return torch.stack([reward[name] for name in names if name in reward]).sum(0)
+
+        return score
 
     def measure(self, motion: Motion) -> dict[str, Float[Tensor, " W"]]:
         """For each agent the distance (m) that the task is about: to the target, or to the nearest other agent."""
