@@ -13,7 +13,7 @@ from PIL import Image
 
 from gworld.bench.pose import score_views
 from gworld.capture import poses
-from gworld.capture.footage import Footage, load_footage
+from gworld.capture.footage import Footage, FootageCamera, load_footage
 from gworld.capture.gate import PoseQuality, check_quality
 from gworld.capture.matching import Matched
 from gworld.capture.poses import find_poses
@@ -135,3 +135,26 @@ def test_a_lens_that_the_motion_leaves_open_is_said_so() -> None:
     assert not poses._open_lens([found(60, float("nan"), registered=0)])
     with pytest.raises(InputError, match="leaves the lens open"):
         check_quality(found(98, 0.6), "film", also=told)
+
+
+@pytest.mark.parametrize(("errors", "held"), [((0.9, 0.5, 0.9, 1.2), True), ((0.5, 0.5, 0.5, 0.5), False)])
+def test_a_lens_is_held_only_where_the_pictures_choose_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, errors: tuple[float, ...], held: bool
+) -> None:
+    by_field = dict(zip(poses.FIELDS, errors, strict=True))
+
+    def solution(how: str) -> Solution:
+        return Solution(SimpleNamespace(num_reg_images=lambda: 20), how, 1)
+
+    def quality(found: Solution, _: object) -> PoseQuality:
+        field = int(found.how)
+        return PoseQuality(20, 20, 1, 900, by_field[field], 5.0, 6.0, float(field), 0.0, 0.9)
+
+    monkeypatch.setattr(poses, "measure_quality", quality)
+    monkeypatch.setattr(poses, "solve_with_field", lambda matched, folder, field, options: solution(f"{field}"))
+    monkeypatch.setattr(poses, "replace", lambda found, how: Solution(found.model, how.split(",")[0], 1))
+    bad = PoseQuality(20, 20, 1, 900, 3.0, 5.0, 6.0, 178.0, 0.0, 0.9)
+    camera = FootageCamera("film", 64, 48)
+    matched = Matched(Footage(Path(), (camera,), ()), Path(), {}, 500.0, 0.004)
+    found, _, lens = poses._with_held_lens(solution("first"), bad, matched, tmp_path, poses.PoseOptions())
+    assert (found.how == "45") == held and bool(lens) != held

@@ -118,8 +118,8 @@ def _best(solutions: Sequence[Solution], matched: Matched) -> tuple[Solution, Po
 def _with_held_lens(
     solution: Solution, quality: PoseQuality, matched: Matched, workspace: Path, options: PoseOptions
 ) -> tuple[Solution, PoseQuality, str]:
-    """Where the gate would refuse and the lens is unknown: the best of a few lenses held fixed; and what to say of the
-    lens if most of them do equally well.
+    """Where the gate would refuse and the lens is unknown: the best of a few lenses held fixed; or, if lenses of widely
+    different fields of view do equally well, the solution as it was, and that: a guess is no ground for a world.
 
     With few features, or straight motion, a mapper that also looks for the focal length is led astray by it. What
     passes as it is stays as it is: more pictures under a wrong lens are no gain.
@@ -128,7 +128,7 @@ def _with_held_lens(
     known = any(camera.K or camera.photos for camera in matched.footage.cameras)
     if hopeless or known or not find_faults(quality, options.gate):
         return solution, quality, ""
-    tried = [quality]
+    best, tried = (solution, quality), [quality]
     for degrees in FIELDS:
         held = solve_with_field(matched, workspace, degrees, options.solving)
         if held is None:
@@ -136,9 +136,9 @@ def _with_held_lens(
         held = replace(held, how=f"{held.how}, field of view held at {degrees} degrees")
         measured = measure_quality(held, matched)
         tried.append(measured)
-        if _worth(measured) > _worth(quality):
-            solution, quality = held, measured
-    return solution, quality, _open_lens(tried)
+        best = (held, measured) if _worth(measured) > _worth(best[1]) else best
+    lens = _open_lens(tried)
+    return (solution, quality, lens) if lens else (*best, "")
 
 
 def _open_lens(tried: Sequence[PoseQuality]) -> str:
