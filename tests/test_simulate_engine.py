@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import gworld as gw
+from gworld.agents.binding import load_robot
 from gworld.checkpoint import Checkpoint, save_checkpoint
 from gworld.data.toys import tabletop_world
 from gworld.dynamics.network import Dynamics, NetworkConfig, save_values
@@ -21,7 +22,7 @@ from gworld.scene.links import Link
 from gworld.scene.world import ActionSpec, Entity, World
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.learned import Learned, open_stepper
-from gworld.simulate.stepper import Kinematics
+from gworld.simulate.stepper import Kinematics, agent_body
 from tests.acting import acting_world
 
 
@@ -201,7 +202,7 @@ def test_dynamics_are_found_beside_the_world_or_by_name(world: World, tmp_path: 
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     save_checkpoint(tmp_path / "run", Checkpoint(7, tensors, save_values(model)))
     stepper = open_stepper(world, 1 / 30, tmp_path / "run")
-    assert isinstance(stepper, Learned) and "cart follow their kinematics" in stepper.note
+    assert isinstance(stepper, Learned) and set(stepper.drives) == {"cart", "left", "right"}
     engine = Engine(world, stepper)
     with pytest.raises(InputError, match="were set up for steps of"):
         Engine(world, stepper, EngineOptions(step=0.1)).step()
@@ -213,6 +214,30 @@ def test_dynamics_are_found_beside_the_world_or_by_name(world: World, tmp_path: 
     assert same(engine.motion, direct.motion)
     with pytest.raises(InputError, match="no dynamics checkpoint"):
         open_stepper(world, 1 / 30, tmp_path)
+
+
+def test_a_joint_may_carry_its_agents_name_in_the_model(world: World) -> None:
+    skeleton = load_robot(world, "left")
+    joints = tuple(replace(joint, name=f"left/{joint.name}") for joint in skeleton.joints)
+    body = agent_body(world, world.agents[1], replace(skeleton, joints=joints))
+    assert body is not None and body.spec.names == ("left/yaw/position", "left/elbow/position")
+    engine = Engine(world, Kinematics(world, {"left": body}))
+    plain = Engine(world)
+    one, two = engine.step({"left": [0.05, 0.05]}), plain.step({"left": [0.05, 0.05]})
+    assert torch.equal(one.world_from_link[:, 3:6], two.world_from_link[:, 3:6])
+
+
+def test_what_learned_dynamics_do_not_drive_follows_its_kinematics(world: World) -> None:
+    spec = ActionSpec(("vehicle/steer", "vehicle/accelerate"), ("rad", "m/s^2"), (-0.6, -4.0), (0.6, 4.0))
+    entities = tuple(replace(e, action=spec) if e.name == "cart" else e for e in world.entities)
+    car = replace(world, entities=entities)
+    engine = Engine(car, Learned(car, Dynamics(NetworkConfig()), 1 / 30))
+    assert engine.stepper.note.endswith("cart follow their kinematics")
+    engine.step({"cart": [0.0, 2.0], "left": [0.5, 0.5]})
+    alone = Engine(car)
+    alone.step({"cart": [0.0, 2.0]})
+    assert torch.equal(engine.motion.world_from_link[0, 1], alone.motion.world_from_link[0, 1])
+    assert float(engine.motion.twists[0, 1, 0]) > 0
 
 
 def test_simulate_in_one_call(world: World) -> None:

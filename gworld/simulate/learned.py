@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.agents.actions import DRIVE, STEP, gripper_joints
+from gworld.agents.actions import gripper_joints
 from gworld.agents.kinematics import value_limits
 from gworld.agents.tree import value_slots
 from gworld.checkpoint import latest_checkpoint, load_checkpoint
@@ -87,9 +87,8 @@ class Learned:
 
 
 def drive_of(world: World, body: AgentBody) -> Drive | None:
-    """What each component of an agent's action drives; None for vehicles, hands and agents without a model."""
-    kinds = [name.rpartition("/")[2] for name in body.spec.names]
-    if body.stand_in or any(kind in (*DRIVE, *STEP) or kind not in KINDS for kind in kinds):
+    """What each component of an agent's action drives; None for vehicles and hands."""
+    if any(name.rpartition("/")[2] not in KINDS for name in body.spec.names):
         return None
     slots, limits = value_slots(body.skeleton), value_limits(body.skeleton, torch.float64)
     rows: list[tuple[int, int, int, float, float]] = []

@@ -45,15 +45,14 @@ class Stepper(Protocol):
 class AgentBody:
     """How an agent moves by itself: its chain, the chain's link that carries each of its own links, what it is told.
 
-    carriers [n] index the skeleton's links; offsets [n,4,4] carrier_from_link, None where the links are the chain's
-    own. `stand_in` is True where the chain was made from the action's names because the world holds no model.
+    carriers [n] index the skeleton's links; `spec` names its joints. `stand_in` is True where the chain was made from
+    the action's names because the world holds no model.
     """
 
     entity: Entity
     skeleton: Skeleton
     spec: ActionSpec
     carriers: tuple[int, ...]
-    offsets: Float[Tensor, "n 4 4"] | None = None
     stand_in: bool = False
 
     @property
@@ -130,7 +129,8 @@ def agent_body(world: World, entity: Entity, skeleton: Skeleton | None = None) -
     if skeleton is None and entity.source is not None and world.folder is not None:
         skeleton = load_robot(world, entity.name)
     if skeleton is not None:
-        return AgentBody(entity, skeleton, entity.action, tuple(range(len(entity.links))))
+        spec = _named_as(entity.action, skeleton, entity.name)
+        return AgentBody(entity, skeleton, spec, tuple(range(len(entity.links))))
     keys = [name.rpartition("/") for name in entity.action.names]
     drives = [key for part, _, key in keys if key in DRIVE]
     axes = {part: part.rpartition("/")[2] for part, _, key in keys if key in ("position", "velocity")}
@@ -145,8 +145,8 @@ def read_state(body: AgentBody, world_from_link: Float[Tensor, "W n 4 4"]) -> Ag
     if not body.stand_in:
         values, base = joints_from_poses(body.skeleton, world_from_link)
     else:
-        assert body.offsets is not None
-        root = world_from_link[:, 0] @ invert_transform(body.offsets[0])
+        carrier_from_link = torch.from_numpy(body.skeleton.links[body.carriers[0]].parent_from_link)
+        root = world_from_link[:, 0] @ invert_transform(carrier_from_link.to(world_from_link))
         base, values = torch.eye(4).to(root).expand(len(root), 4, 4), root.new_zeros(len(root), body.width)
         if not body.skeleton.joints:
             base = root
@@ -159,8 +159,7 @@ def read_state(body: AgentBody, world_from_link: Float[Tensor, "W n 4 4"]) -> Ag
 
 def links_of(body: AgentBody, state: AgentState) -> Float[Tensor, "W n 4 4"]:
     """`world_from_link` of an agent's own links."""
-    poses = forward_kinematics(body.skeleton, state.values, state.base)[..., list(body.carriers), :, :]
-    return poses if body.offsets is None else poses @ body.offsets.to(poses)
+    return forward_kinematics(body.skeleton, state.values, state.base)[..., list(body.carriers), :, :]
 
 
 def hold_action(skeleton: Skeleton, spec: ActionSpec, values: Float[Tensor, "W V"]) -> Float[Tensor, "W A"]:
@@ -192,11 +191,29 @@ def _stand_in(world: World, entity: Entity, spec: ActionSpec, planar: list[str])
         name = f"{part}/position"
         bounds = (low.get(name, -math.inf), high.get(name, math.inf))
         joints.append(Joint(part, kind, index, np.eye(3)[axis % 3], np.zeros(3), (0.0,), *bounds))
-    skeleton = Skeleton(entity.name, tuple(links), tuple(joints))
-    rest = world.rest_poses()[list(entity.links)]
-    body = AgentBody(entity, skeleton, spec, (len(order),) * len(rest), torch.eye(4).expand(len(rest), 4, 4), True)
-    carrier = forward_kinematics(skeleton, (state := read_state(body, rest[None])).values, state.base)[0, -1]
-    return replace(body, offsets=invert_transform(carrier) @ rest)
+    count, rest = len(links), world.rest_poses()[list(entity.links)]
+
+    def carrying(offsets: Tensor) -> AgentBody:
+        hung = [
+            Body(f"link{index}", len(order), offset.double().numpy()) for index, offset in enumerate(offsets.unbind(0))
+        ]
+        skeleton = Skeleton(entity.name, (*links, *hung), tuple(joints))
+        return AgentBody(entity, skeleton, spec, tuple(range(count, count + len(hung))), True)
+
+    bare = carrying(torch.eye(4).expand(len(rest), 4, 4))
+    carrier = links_of(bare, read_state(bare, rest[None]))[0, 0]
+    return carrying(invert_transform(carrier) @ rest)
+
+
+def _named_as(spec: ActionSpec, skeleton: Skeleton, agent: str) -> ActionSpec:
+    """The spec with the joints called as the model calls them: models made for several agents say `agent/joint`."""
+    slots = value_slots(skeleton)
+    names = []
+    for name in spec.names:
+        joint, _, quantity = name.rpartition("/")
+        longer = f"{agent}/{joint}"
+        names.append(f"{longer}/{quantity}" if joint not in slots and longer in slots else name)
+    return replace(spec, names=tuple(names))
 
 
 def _straight(base: Tensor) -> Tensor:
