@@ -20,6 +20,7 @@ BENCHES = {
     "phys": "laws of motion outside the training range, from pixels to pixels, beside a plain network",
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
+    "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "simulate": "steps and frames per second for 1, 16 and 64 worlds, plans, and long runs",
 }
 
