@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import threading
 from pathlib import Path
 
 import pytest
@@ -190,3 +192,44 @@ def test_experts_do_the_task_and_adversaries_run_into_things(world: World) -> No
     for _ in range(8):
         engine.step(adversary())
     assert gap() < 0.7 * start
+
+
+def load_server() -> object:
+    path = Path(__file__).parent.parent / "scripts" / "examples" / "03_serve_policy.py"
+    spec = importlib.util.spec_from_file_location("serve_policy", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_policy_is_asked_in_a_process_of_its_own(world: World) -> None:
+    engine, asked = Engine(world, options=EngineOptions(worlds=2)), []
+    answers: list[list[float | None]] = [[0.1, None, 0.3], [0.4, 0.5, 0.6], [1.0]]
+
+    def act(observation: dict) -> list[float | None]:
+        asked.append(observation)
+        return answers[len(asked) - 1]
+
+    server = load_server().open_server(act, 0)  # type: ignore[attr-defined]  # loaded by path
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        policy = Policy(f"cart=served:{server.server_address[1]}", engine)
+        told = policy()["cart"]
+        assert (
+            told[0, 0] == pytest.approx(0.1)
+            and torch.isnan(told[0, 1])
+            and told[1].tolist() == pytest.approx([0.4, 0.5, 0.6])
+        )
+        assert [entry["world"] for entry in asked] == [0, 1] and asked[0]["joints"] == pytest.approx([0.0, -0.3, 0.0])
+        assert asked[0]["images"]["front"].shape == (32, 48, 3) and asked[0]["images"]["front"].std() > 5
+        with pytest.raises(InputError, match="no action of 3 numbers for `cart`"):
+            policy()
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(UsageError, match="nothing answers"):
+        Policy(f"cart=served:{server.server_address[1]}", engine)
+    with pytest.raises(UsageError, match="names no port"):
+        Policy("cart=served:x", engine)

@@ -37,7 +37,7 @@ class Options:
     """Share one recording's columns out to agents, as left=*left*,right=*right* (or by number, as left=0:7)."""
     policy: str | None = None
     """null, random, extreme, replay, expert, adversarial, one for all or `left=expert,right=random`; `module:function`
-    runs that function of yours."""
+    runs that function of yours, `served:PORT` asks a policy in a process of its own on this machine."""
     task: str | None = None
     """What experts do: reach, push_to_goal, keep_apart, a YAML file, or `module:function` of yours."""
     dynamics: Path | None = None

@@ -17,6 +17,7 @@ from gworld.scene.world import ActionSpec
 from gworld.simulate.actions import ActionTable
 from gworld.simulate.engine import Engine
 from gworld.simulate.plan import Plan, PlanOptions, Score, follow_plan, plan_actions
+from gworld.simulate.served import PREFIX, Served
 from gworld.simulate.tasks import Judged, find_function
 
 POLICIES = ("null", "random", "extreme", "replay", "expert", "adversarial")
@@ -62,11 +63,15 @@ def parse_policy(text: str, agents: Sequence[str]) -> dict[str, str]:
         if name not in agents:
             raise UsageError(f"there is no agent `{name}`; there are {', '.join(agents) or 'none'}.")
         if word not in POLICIES and ":" not in word:
-            raise UsageError(f"there is no policy `{word}`; there are {', '.join(POLICIES)}, and module:function.")
+            raise UsageError(
+                f"there is no policy `{word}`; there are {', '.join(POLICIES)}, module:function, served:PORT."
+            )
     return chosen
 
 
 def _make(word: str, engine: Engine, agent: str, given: PolicyInput) -> Act:
+    if word.startswith(PREFIX):
+        return Served(word, engine, agent)
     if ":" in word:
         return _foreign(word, engine, agent, given.seed)
     if word == "null":
