@@ -6,7 +6,7 @@ import importlib.util
 import statistics
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 GOAL, POSES, CAMERAS, WIDTH, HEIGHT = 0.97, 2, 3, 640, 480
 MOST = 150_000
-"""Gaussians per robot at most; else neighbours stand `PIXELS` pixels apart."""
-PIXELS = 1.0
+"""Gaussians per robot at most."""
+PIXELS, INSET = 1.0, 0.6
+"""Spacing in pixels; how far discs lie below the surface, over it: 0.3 for their own blur and 0.3 for the pixels'."""
 # robot -> (package, model, folder that may be read besides the model's own)
 ROBOTS = {
     "two ViperX 300": ("gym_aloha", "assets/bimanual_viperx_transfer_cube.xml", ""),
@@ -77,7 +78,8 @@ def rows(given: BenchInput) -> Iterator[Row]:
 def compare(path: Path, folders: tuple[Path, ...], poses: int = POSES, seed: int = 0) -> list[Fit]:
     """One fit per pose and camera of the robot of an MJCF file, without what belongs to the world."""
     model = PosedModel(path)
-    skeleton = read_robot(path, "robot", folders)
+    whole = read_robot(path, "robot", folders)
+    skeleton = replace(whole, shapes=tuple(shape for shape in whole.shapes if shape.kind != "plane"))  # as in the truth
     fits = []
     for number in range(poses):
         stored = model.pose(seed + number)
@@ -85,7 +87,8 @@ def compare(path: Path, folders: tuple[Path, ...], poses: int = POSES, seed: int
         center = torch.tensor(stored[:, :3].mean(axis=0), dtype=torch.float32)
         distance = float((cameras.world_from_camera[:, :3, 3] - center).norm(dim=1).mean())
         spacing = PIXELS * distance / float(cameras.K[0, 0, 0])
-        gaussians = skin_robot(skeleton, SkinOptions(per_square_metre=_density(skeleton, spacing), headlight=0.0))
+        skin = SkinOptions(per_square_metre=_density(skeleton, spacing), inset=INSET, headlight=0.0)
+        gaussians = skin_robot(skeleton, skin)
         world_from_link = transform_from_pose(torch.tensor(stored)).float()
         drawn = render(
             gaussians, world_from_link, cameras, outputs=("alpha", "link_id"), options=RenderOptions(antialiased=True)
