@@ -19,7 +19,7 @@ from gworld.dynamics.network import Dynamics, NetworkConfig, save_values
 from gworld.dynamics.state import Motion
 from gworld.errors import InputError, UsageError
 from gworld.scene.links import Link
-from gworld.scene.world import ActionSpec, Entity, World
+from gworld.scene.world import ActionSpec, Entity, World, rest_state
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.learned import Learned, open_stepper
 from gworld.simulate.stepper import Kinematics, agent_body
@@ -166,6 +166,17 @@ def test_a_vehicle_without_a_model_drives_and_stays_rigid(world: World) -> None:
         engine.step({"car": [0.5, 0.0]})
     turn = engine.motion.world_from_link[0, 1, :3, :3]
     torch.testing.assert_close(turn @ turn.T, torch.eye(3), atol=2e-6, rtol=0)
+
+
+def test_a_vehicle_rolls_on_at_the_speed_it_is_seen_with(world: World) -> None:
+    spec = ActionSpec(("vehicle/steer", "vehicle/accelerate"), ("rad", "m/s^2"), (-0.6, -4.0), (0.6, 4.0))
+    entities = tuple(replace(e, action=spec) if e.name == "cart" else e for e in world.entities)
+    engine = Engine(replace(world, entities=entities), options=EngineOptions(step=0.1))
+    twists = torch.zeros(len(world.links), 6)
+    twists[1, 0] = 2.0
+    engine.reset(0, replace(rest_state(world), velocities=twists))
+    moved = engine.step({"cart": [0.0, 0.0]}).world_from_link[0, 1, 0, 3] - world.rest_poses()[1, 0, 3]
+    assert float(moved) == pytest.approx(0.2, abs=1e-5)
 
 
 def part_of(world: World, links: int) -> gw.Gaussians:

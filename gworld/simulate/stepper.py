@@ -81,7 +81,9 @@ class Kinematics:
         for name, body in self.bodies.items():
             known = memory.get(name)
             if known is None or known.shape[-1] != body.width + 17:
-                memory[name] = _pack(read_state(body, motion.world_from_link[:, list(body.entity.links)]))
+                state = read_state(body, motion.world_from_link[:, list(body.entity.links)])
+                moving = motion.twists[:, body.entity.links[0], :3]  # a vehicle rolls on at the speed it is seen with
+                memory[name] = _pack(replace(state, speed=(moving * state.base[:, :3, 0]).sum(-1)))
         return replace(motion, memory=memory)
 
     def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
