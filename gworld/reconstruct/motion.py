@@ -46,7 +46,9 @@ class _Task:
     progress: Progress | None
 
     def levels(self, plates: Plates, gains: Tensor | None = None) -> dict[int, Level]:
-        shrinks = tuple(sorted({8, 4, 2, 1, self.options.finest, min(8, 2 * self.options.finest)}))
+        shrinks = tuple(
+            sorted({8, 4, 2, 1, self.options.finest, min(8, 2 * self.options.finest), min(8, 4 * self.options.finest)})
+        )
         return levels_of(self.cameras, plates, shrinks, gains)
 
     def told(self, what: str) -> Callable[[int, int], None] | None:
@@ -113,9 +115,10 @@ def _scout(
             bodies = _things_painted(bodies, levels, films, clock[:1], start[None])
     assert plates is not None
     roots = [arm.base for arm in bodies.arms]
-    for number in range(2):
+    passes = 2 if known is None else 1 if options.paint or (options.refine_base and bodies.arms) else 0
+    for number in range(passes):  # none where there is nothing to learn
         levels = task.levels(plates, gains)
-        coarse = replace(options, finest=max(4, options.finest))
+        coarse = replace(options, finest=min(8, 2 * options.finest))
         followed = follow(bodies, levels, films, times, start, here, coarse, task.told(f"scout {number + 1}"))
         states = followed.states
         if options.refine_base and bodies.arms:

@@ -132,7 +132,7 @@ def poses_of(bodies: Bodies, states: Float[Tensor, "*B S"]) -> Float[Tensor, "*B
     return poses
 
 
-def moved(bodies: Bodies, states: Float[Tensor, "*B S"], steps: Float[Tensor, "*B P"]) -> Float[Tensor, "*B S"]:
+def moved(bodies: Bodies, states: Float[Tensor, "*#B S"], steps: Float[Tensor, "*#B P"]) -> Float[Tensor, "*C S"]:
     """States after steps, within the joints' limits."""
     states, steps = _paired(states, steps)
     result, at = states.clone(), 0
@@ -152,7 +152,7 @@ def moved(bodies: Bodies, states: Float[Tensor, "*B S"], steps: Float[Tensor, "*
     return torch.minimum(torch.maximum(result, bodies.low), bodies.high)
 
 
-def between(bodies: Bodies, before: Float[Tensor, "*B S"], after: Float[Tensor, "*B S"]) -> Float[Tensor, "*B P"]:
+def between(bodies: Bodies, before: Float[Tensor, "*#B S"], after: Float[Tensor, "*#B S"]) -> Float[Tensor, "*C P"]:
     """The step from one state to another."""
     parts = [(after - before)[..., arm.start + arm.free] for arm in bodies.arms]
     for thing in bodies.things:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from gworld.errors import InputError
 from gworld.reconstruct.motion_bodies import Bodies, moved, poses_of
-from gworld.reconstruct.motion_film import Level
+from gworld.reconstruct.motion_film import Level, Plates, levels_of
 from gworld.render.select import render
+from gworld.scene.cameras import Cameras
+from gworld.scene.gaussians import select_gaussians
+from gworld.scene.world import World
 
 MARGIN = 6
 """Pixels around the bodies that are compared too."""
@@ -79,3 +85,37 @@ def drifted(
 ) -> Float[Tensor, "W S"]:
     """The states a moment later, at a constant velocity (per second)."""
     return states if velocity is None or late == 0.0 else moved(bodies, states, velocity * late)
+
+
+def scene_plates(world: World, cameras: Cameras) -> Plates:
+    """What the world's static Gaussians show to each camera, and how far they stand: plates that need no footage.
+
+    Raises `InputError` when the world has no static Gaussians.
+    """
+    static = select_gaussians(world.gaussians, world.gaussians.links == 0)
+    if not len(static):
+        raise InputError(
+            "the world has no static Gaussians to stand behind the bodies; take the plates from the video."
+        )
+    with torch.no_grad():
+        shown = render(static, None, replace(cameras, names=(), links=()), outputs=("rgb", "alpha", "depth"))
+    assert shown.rgb is not None and shown.alpha is not None and shown.depth is not None
+    seen = shown.alpha[0] > 0.5
+    shield = torch.where(seen, shown.depth[0], torch.inf)
+    return Plates(shown.rgb[0].clamp(0, 1).numpy(), seen.numpy(), shield.numpy())
+
+
+def outlined(
+    bodies: Bodies, states: Float[Tensor, "T S"], camera: Cameras, pictures: Iterable[np.ndarray]
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures [H,W,3] uint8 of one camera with the bodies' outlines in green."""
+    blank = np.zeros((1, camera.height, camera.width, 3), np.float32)
+    level = levels_of(replace(camera, names=(), links=()), Plates(blank, blank[..., 0] > 0), (1,))[1]
+    for state, picture in zip(states, pictures, strict=True):
+        alpha = draw(bodies, state[None], level, 0).alpha[0].numpy() > 0.5
+        edge = np.zeros_like(alpha)
+        edge[1:] |= alpha[1:] != alpha[:-1]
+        edge[:, 1:] |= alpha[:, 1:] != alpha[:, :-1]
+        shown = np.array(picture)
+        shown[edge] = (0, 255, 0)
+        yield shown

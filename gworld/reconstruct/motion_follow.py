@@ -96,7 +96,7 @@ def find_start(
     reach = torch.cat(spread) * (given.precision[0] == 0)
     prior = Prior(start, torch.where(given.precision[0] > 0, given.precision[0], 9.0 / reach.clamp_min(1e-6) ** 2))
     tries = [start]
-    if wide:
+    if wide and (options.search > 0 or options.reach > 0):
         generator = torch.Generator().manual_seed(options.seed)
         for _ in range(2):
             tries += list(search(bodies, levels[8], shots[8], start, reach, generator, weights=DOUBTFUL)[:3])

@@ -31,7 +31,7 @@ class TrackOptions:
     search: float = 1.0
     """Share of its limits over which a joint is searched at the start; 0 believes the given start."""
     reach: float = 0.05
-    """How far an object may be from its given start (metres; radians: ten times as many)."""
+    """How far an object may be from its given start (metres; radians: ten times as many); 0 believes it."""
     stride: int = 1
     """Fit every this many-th instant; those between are interpolated by the smoother."""
     finest: int = 2

@@ -12,7 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from gworld.reconstruct.motion_bodies import Bodies, poses_of
-from gworld.reconstruct.motion_draw import draw
+from gworld.reconstruct.motion_draw import BEHIND, draw
 from gworld.reconstruct.motion_film import Film, Level, Plates, Shot
 from gworld.render.select import render
 from gworld.scene.gaussians import Gaussians
@@ -101,11 +101,15 @@ def _one_view(
     """What is left in the pixels of each Gaussian [N,3], how much it draws [N], pairs of drawn and seen [M,2,3]."""
     leaf = torch.zeros(len(gaussians), 1, 3, requires_grad=True)
     sh = torch.cat([gaussians.sh[:, :1] + leaf, gaussians.sh[:, 1:]], dim=1)
-    shown = render(replace(gaussians, sh=sh), poses_of(bodies, state[None]).float(), level.cameras[camera])
+    outputs = ("rgb", "alpha") if level.shield is None else ("rgb", "alpha", "depth")
+    poses = poses_of(bodies, state[None]).float()
+    shown = render(replace(gaussians, sh=sh), poses, level.cameras[camera], outputs=outputs)
     assert shown.rgb is not None and shown.alpha is not None
     rgb, alpha = shown.rgb[0, 0], shown.alpha[0, 0].detach()
     with torch.no_grad():
         solid = (alpha > 0.9).float()
+        if level.shield is not None and shown.depth is not None:
+            solid = solid * (shown.depth[0, 0] < level.shield[camera] + BEHIND).float()
         miss = (shot.rgb[camera] - rgb * gain) / gain
         # A first look may be far off in colour; later ones leave out shadows, strangers and highlights.
         fair = solid * ((miss.abs().amax(-1) < FAIR) | (number < 2)).float()

@@ -1,0 +1,212 @@
+"""Push-T, recorded: a Franka pushes a T-block before three cameras; two are tracked with, the third one judges."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gworld.agents.binding import agent_poses, bind_robot
+from gworld.agents.kinematics import value_limits
+from gworld.agents.skeleton import read_robot
+from gworld.agents.skinning import SkinOptions
+from gworld.agents.tree import Skeleton
+from gworld.bench.rows import Row, at_least
+from gworld.capture.calibration import read_calibration
+from gworld.data.clips import read_frames
+from gworld.geometry import pose_from_transform
+from gworld.reconstruct.motion import Film, Tracked, TrackOptions, track_motion
+from gworld.reconstruct.motion_draw import draw
+from gworld.reconstruct.motion_film import Level, Plates, first_plates, levels_of, shot_at
+from gworld.reconstruct.motion_fit import Prior, fit_state
+from gworld.reconstruct.motion_paint import clean_plates, link_colours
+from gworld.reconstruct.motion_rig import RigOptions, refine_rig
+from gworld.scene.cameras import Cameras
+from gworld.scene.gaussians import Gaussians
+from gworld.scene.harmonics import sh_from_rgb
+from gworld.scene.links import Link
+from gworld.scene.world import Entity, World
+
+HOME = Path("embodied_gaussians/examples/embodied_environments/pusht_embodied")
+START = (-0.67, -1.0, 1.6, -2.5, 1.2, 2.0, 1.9, 0.0)
+"""Joint values (rad) from which the arm is looked for: hand down over the table, elbow to its left."""
+WHITE = (0.92, 0.85, 0.80)
+SIDE = "234222303707"
+"""The only camera that sees the elbow."""
+BLOCK_IOU, ROBOT_IOU, DECIBELS, MARGIN = 0.90, 0.85, 3.0, 0.03
+STEP = 0.0365
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Push-T as tracking takes it."""
+
+    world: World
+    robot: Skeleton
+    films: list[Film]
+    cameras: Cameras
+    plane: tuple[float, float, float, float]
+
+
+def real_rows(data: Path, quick: bool) -> Iterator[Row]:
+    """All three ways of holding a camera out (`quick`: one, of the first three seconds)."""
+    if not (data / HOME).is_dir():
+        return
+    given = read_recording(data)
+    first = np.stack([film.pictures[0] for film in given.films]).astype(np.float32) / 255
+    rig = refine_rig(first, given.cameras, RigOptions(plane=given.plane))
+    yield Row("push-T, cameras disagree on the table", rig.after, "px", baseline=rig.before)
+    given = replace(given, cameras=rig.cameras)
+    for held in range(1 if quick else len(given.films)):
+        tracked = track_way(given, held, 3.0 if quick else 14.7)
+        yield from judge_way(given, held, tracked, every=4 if quick else 8)
+
+
+def read_recording(data: Path) -> Recording:
+    """Films, cameras as supplied, and a world of block and arm."""
+    home = data / HOME
+    views = read_calibration(home / "sample_demos/0/cameras.json").views
+    films = []
+    for view in views:
+        source = home / "sample_demos/0/videos" / f"{view.name}.mp4"
+        pictures = np.stack(list(read_frames(source)))
+        times = json.loads(source.with_suffix(".json").read_text(encoding="utf-8"))["timestamps"]
+        films.append(Film(np.array(times, float), pictures))
+    K, poses = (torch.stack([getattr(view, field) for view in views]).float() for field in ("K", "world_from_camera"))
+    cameras = Cameras(K, poses, views[0].width, views[0].height, names=tuple(view.name for view in views))
+    plane = json.loads((home / "environment/ground_plane.json").read_text(encoding="utf-8"))["plane"]
+    world, robot = _world(home, data / "embodied_gaussians/robot/panda.urdf")
+    return Recording(world, robot, films, cameras, tuple(plane))
+
+
+def track_way(given: Recording, held: int, end: float) -> Tracked:
+    """Tracked with all cameras but one."""
+    rows = [row for row in range(len(given.films)) if row != held]
+    options = TrackOptions(
+        hold=("panda_finger_joint1",), rig=RigOptions(plane=given.plane), refine_base=True,
+        search=0.05, reach=0.12, stride=2,
+    )  # fmt: skip
+    times = torch.arange(0.04, end, STEP, dtype=torch.float64)
+    films = [given.films[row] for row in rows]
+    return track_motion(given.world, films, _some(given.cameras, rows), times, options, robots={"panda": given.robot})
+
+
+def judge_way(given: Recording, held: int, tracked: Tracked, every: int) -> Iterator[Row]:
+    """Silhouettes and colours on the camera that took no part, beside the best that any pose could reach there."""
+    camera, film = _some(given.cameras, [held]), given.films[held]
+    clock, name = tracked.times.numpy(), given.cameras.names[held]
+    blank = first_plates([film], link_colours(tracked.bodies))
+    some = np.arange(0, len(clock), max(1, len(clock) // 60))
+    full = levels_of(camera, blank, (1,))[1]
+    plates = clean_plates([film], full, tracked.bodies, clock[some], tracked.states[some], blank)
+    level = levels_of(camera, plates, (1,))[1]
+    found: dict[str, list[float]] = {"block": [], "block best": [], "robot": [], "robot best": [], "gain": []}
+    for row in range(0, len(clock), every):
+        shot = shot_at([film], float(clock[row]), level)
+        state = tracked.states[row]
+        truth = _truth(shot.rgb[0], level, plates)
+        _score(found, "", tracked, state, level, truth)
+        loose = torch.full((tracked.bodies.size,), 1e-3, dtype=torch.float64)
+        best = fit_state(tracked.bodies, level, shot, Prior(state, loose), state, 6).state
+        _score(found, " best", tracked, best, level, truth)
+        found["gain"].append(_gain(tracked, state, level, shot.rgb[0]))
+    means = {key: float(np.nanmean(values)) if len(values) else float("nan") for key, values in found.items()}
+    limit = min(BLOCK_IOU, means["block best"] - MARGIN)
+    yield at_least(
+        f"push-T without {name}, block IoU", means["block"], "", limit, note=f"best {means['block best']:.3f}"
+    )
+    note = f"best {means['robot best']:.3f}"
+    if name == SIDE:
+        elbow = tracked.pose_sigma[:, list(tracked.link_names).index("panda/panda_link4"), 0].median()
+        yield Row(f"push-T without {name}, elbow's stated uncertainty", 1000 * float(elbow), "mm")
+        yield Row(f"push-T without {name}, robot IoU", means["robot"], "", note=note)
+    else:
+        yield at_least(f"push-T without {name}, robot IoU", means["robot"], "", ROBOT_IOU, note=note)
+    yield at_least(f"push-T without {name}, PSNR over the background's", means["gain"], "dB", DECIBELS)
+
+
+def _truth(rgb: Float[Tensor, "H W 3"], level: Level, plates: Plates) -> dict[str, Bool[np.ndarray, "H W"]]:
+    """The block by its orange; the robot by what differs from the plate; where the plate was seen."""
+    from gworld.reconstruct.motion_film import in_light
+
+    red, green, blue = rgb.numpy().transpose(2, 0, 1)
+    block = (red > 0.55) & (red - green > 0.25) & (red - blue > 0.3)
+    other = in_light(rgb, level.plates[0])[1].numpy() > 0.5
+    return {"block": block, "robot": other & ~block, "seen": plates.known[0]}
+
+
+def _score(
+    found: dict[str, list[float]],
+    kind: str,
+    tracked: Tracked,
+    state: Tensor,
+    level: Level,
+    truth: dict[str, np.ndarray],
+) -> None:
+    drawn = _owners(tracked, state, level)
+    for name in ("block", "robot"):
+        where = truth["seen"] if name == "robot" else np.ones_like(truth["seen"])
+        shown = (drawn == name) & where
+        real = truth[name] & where
+        if real.sum() > 150:  # less is an edge of the picture
+            found[name + kind].append(float((shown & real).sum() / max((shown | real).sum(), 1)))
+
+
+def _owners(tracked: Tracked, state: Tensor, level: Level) -> np.ndarray:
+    """Which body is drawn at each pixel: `block`, `robot` or nothing."""
+    bodies = tracked.bodies
+    block = bodies.gaussians.links == bodies.things[0].link
+    marked = sh_from_rgb(torch.where(block[:, None], torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])))
+    painted = replace(bodies, gaussians=replace(bodies.gaussians, sh=marked[:, None]))
+    drawn = draw(painted, state[None], level, 0)
+    names = np.where(drawn.rgb[0, ..., 0].numpy() > drawn.rgb[0, ..., 1].numpy(), "block", "robot")
+    return np.where(drawn.alpha[0].numpy() > 0.5, names, "")
+
+
+def _gain(tracked: Tracked, state: Tensor, level: Level, rgb: Float[Tensor, "H W 3"]) -> float:
+    """Decibels by which the bodies drawn over the plate beat the plate alone, where either shows a body."""
+    drawn = draw(tracked.bodies, state[None], level, 0)
+    alpha = drawn.alpha[0][..., None]
+    over = drawn.rgb[0] + (1 - alpha) * level.plates[0]
+    from gworld.reconstruct.motion_film import in_light
+
+    where = ((alpha[..., 0] > 0.5) | (in_light(rgb, level.plates[0])[1] > 0.5)) & (level.known[0] > 0.5)
+    errors = [(picture - rgb)[where].square().mean() for picture in (over, level.plates[0])]
+    return float(10 * torch.log10(errors[1] / errors[0]))
+
+
+def _some(cameras: Cameras, rows: list[int]) -> Cameras:
+    names = tuple(cameras.names[row] for row in rows)
+    return replace(cameras, K=cameras.K[rows], world_from_camera=cameras.world_from_camera[rows], names=names)
+
+
+def _world(home: Path, model: Path) -> tuple[World, Skeleton]:
+    block = json.loads((home / "objects/tblock.json").read_text(encoding="utf-8"))
+    given = {name: torch.tensor(values).float() for name, values in block["gaussians"].items()}
+    gaussians = Gaussians(
+        means=given["means"],
+        quats_wxyz=given["quats"],
+        log_scales=given["scales"].log(),
+        opacity_logits=given["opacities"].clamp(0.05, 0.99).logit(),
+        sh=sh_from_rgb(given["colors"].flip(-1))[:, None],  # stored blue first
+        links=torch.ones(len(given["means"]), dtype=torch.int32),
+    )
+    pose = tuple(pose_from_transform(torch.tensor(block["X_WB"], dtype=torch.float64)).tolist())
+    entities = (Entity("scene", "static", (0,)), Entity("tblock", "object", (1,)))
+    world = World(gaussians, (Link("world"), Link("tblock", pose, 0)), entities, metric=True)
+    robot = read_robot(model, "panda")
+    eye = torch.eye(4, dtype=torch.float64)
+    low, high = value_limits(robot, torch.float64)
+    start = torch.tensor(START, dtype=torch.float64).clamp(low, high)
+    world = bind_robot(world, robot, "panda", eye, start.float(), skin=SkinOptions(per_square_metre=6000))
+    poses = pose_from_transform(agent_poses(world, robot, "panda", start, eye)).tolist()
+    links = tuple(replace(link, pose=tuple(poses[row])) if row else link for row, link in enumerate(world.links))
+    sh = world.gaussians.sh[:, :1].clone()
+    sh[world.gaussians.links > 1] = sh_from_rgb(torch.tensor(WHITE))
+    return replace(world, links=links, gaussians=replace(world.gaussians, sh=sh)), robot

@@ -1,0 +1,145 @@
+"""Motion tracking: steps and states, the smoother against a known path, cameras on a plane, and a film with truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from gworld.bench.track_scene import film_scene
+from gworld.data.shapes import box
+from gworld.errors import InputError, UsageError
+from gworld.geometry import invert_transform, se3_exp, transform_from_pose
+from gworld.reconstruct.motion import Film, TrackOptions, track_motion
+from gworld.reconstruct.motion_bodies import between, bodies_of, moved, names_of, poses_of
+from gworld.reconstruct.motion_draw import scene_plates
+from gworld.reconstruct.motion_film import in_light
+from gworld.reconstruct.motion_rig import RigOptions, refine_rig
+from gworld.reconstruct.motion_smooth import smooth_states
+from gworld.scene.cameras import Cameras, intrinsics, look_at
+from gworld.scene.links import Link
+from gworld.scene.world import Entity, World
+
+
+def one_box() -> World:
+    cube = box((0.1, 0.08, 0.06), 0.02, lambda points: np.full_like(points, 0.7))
+    links = (Link("world"), Link("cube", (0.1, 0.2, 0.03, 1.0, 0.0, 0.0, 0.0), 0))
+    entities = (Entity("scene", "static", (0,)), Entity("cube", "object", (1,)))
+    return World(replace(cube, links=torch.ones_like(cube.links)), links, entities)
+
+
+def test_step_between_two_states_leads_from_one_to_the_other() -> None:
+    bodies = bodies_of(one_box(), {}, TrackOptions())
+    steps = 0.3 * torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    after = moved(bodies, bodies.start, steps)
+    torch.testing.assert_close(between(bodies, bodies.start.expand(5, -1), after), steps, atol=1e-9, rtol=0)
+
+
+def test_planar_object_stays_on_its_plane() -> None:
+    options = TrackOptions(objects="planar", rig=RigOptions(plane=(0.0, 0.6, 0.8, 0.0)))
+    bodies = bodies_of(one_box(), {}, options)
+    assert names_of(bodies) == ("cube/u", "cube/v", "cube/turn")
+    after = moved(bodies, bodies.start, torch.tensor([0.1, -0.2, 0.7], dtype=torch.float64))
+    normal = torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64)
+    here, there = poses_of(bodies, bodies.start)[1], poses_of(bodies, after)[1]
+    middle = bodies.things[0].middle
+    heights = [normal @ (pose[:3, :3] @ middle + pose[:3, 3]) for pose in (here, there)]
+    torch.testing.assert_close(heights[0], heights[1])
+    torch.testing.assert_close((there @ invert_transform(here))[:3, :3] @ normal, normal)
+
+
+def test_smoother_follows_a_path_through_noise_and_says_how_sure_it_is() -> None:
+    bodies = bodies_of(one_box(), {}, TrackOptions())
+    times = np.arange(120) / 50
+    way = torch.zeros(120, 6, dtype=torch.float64)
+    way[:, 0], way[:, 5] = 0.2 * torch.from_numpy(np.sin(3 * times)), torch.from_numpy(2.0 * times)
+    truth = moved(bodies, bodies.start, way)
+    noise = 0.004 * torch.randn(120, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrices = torch.eye(6, dtype=torch.float64).expand(120, 6, 6) / 0.004**2
+    fitted = np.ones(120, bool)
+    fitted[50:60] = False
+    found = smooth_states(bodies, times, moved(bodies, truth, noise), matrices, fitted, 1.0)
+    off = between(bodies, truth, found.states)
+    assert float(off.square().mean().sqrt()) < 0.0022  # half the noise and less
+    sigma = found.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert 0.6 < float((off / sigma).square().mean().sqrt()) < 1.6
+    assert float(sigma[55, 0]) > 1.2 * float(sigma[25, 0])  # less is known where nothing was seen
+
+
+def test_plate_in_shadow_is_no_body_and_another_colour_is() -> None:
+    plate = torch.full((1, 4, 4, 3), 0.5)
+    behind, other = in_light(0.7 * plate, plate)
+    torch.testing.assert_close(behind, 0.7 * plate)
+    assert float(other.max()) < 1e-3
+    assert float(in_light(torch.tensor([0.9, 0.3, 0.1]).expand(1, 4, 4, 3), plate)[1].min()) > 0.9
+
+
+def test_cameras_agree_on_a_plane_after_refinement() -> None:
+    rng = np.random.default_rng(0)
+    texture = rng.random((500, 500)).astype(np.float32)
+    import cv2
+
+    texture = cv2.GaussianBlur(texture, (0, 0), 2.5)
+    texture = (texture - texture.mean()) / texture.std() * 0.2 + 0.5
+    eyes = torch.tensor([[0.9, 0.1, 0.8], [0.2, 0.9, 0.8], [-0.6, -0.4, 0.9]])
+    truth = look_at(eyes, torch.zeros(3, 3))
+    K = intrinsics(240, 180, 0.9).expand(3, 3, 3).clone()
+    pictures = []
+    for pose in truth.double().numpy():
+        x, y = np.meshgrid(np.arange(240) + 0.5, np.arange(180) + 0.5)
+        k = K[0].double().numpy()
+        rays = np.stack([(x - k[0, 2]) / k[0, 0], (y - k[1, 2]) / k[1, 1], np.ones_like(x)], -1) @ pose[:3, :3].T
+        point = pose[:3, 3] - rays * (pose[2, 3] / rays[..., 2])[..., None]
+        where = ((point[..., :2] + 1.0) * 250).astype(np.float32)
+        pictures.append(cv2.remap(texture, where[..., 0], where[..., 1], cv2.INTER_LINEAR)[..., None].repeat(3, -1))
+    twist = torch.tensor(
+        [[0.008, -0.006, 0.004, 0.006, -0.004, 0.01], [0.0] * 6, [-0.006, 0.01, 0.0, -0.01, 0.004, 0.006]]
+    )
+    given = Cameras(K, truth @ se3_exp(twist), 240, 180)
+    fit = refine_rig(np.stack(pictures), given, RigOptions(patch=0.2))
+    assert fit.before > 1.5
+    assert fit.after < 0.3
+    relative = [invert_transform(poses[:1]) @ poses[1:] for poses in (fit.cameras.world_from_camera, truth)]
+    given_relative = invert_transform(given.world_from_camera[:1]) @ given.world_from_camera[1:]
+    off, before = ((poses - relative[1])[:, :3, 3].norm(dim=-1).max() for poses in (relative[0], given_relative))
+    assert float(off) < 0.5 * float(before)
+
+
+def test_film_with_truth_is_tracked(tmp_path) -> None:  # type: ignore[no-untyped-def]  # pytest's own
+    scene = film_scene(tmp_path, 3, width=240, height=180)
+    plates = scene_plates(scene.world, scene.cameras)
+    plates = replace(plates, known=np.ones_like(plates.known))
+    options = TrackOptions(search=0.0, reach=0.0, finest=1, steps=3, paint=False)
+    found = track_motion(
+        scene.world, scene.films[:2], _two(scene.cameras), scene.times, options, robots={"arm": scene.robot},
+        plates=replace(plates, pictures=plates.pictures[:2], known=plates.known[:2], shield=plates.shield[:2]),
+    )  # fmt: skip
+    off = transform_from_pose(found.link_poses.double())[..., :3, 3] - scene.poses[..., :3, 3]
+    assert float(off[:, 1].norm(dim=-1).max()) < 0.012
+    assert float((found.joints["arm"].double() - scene.joints).abs().max()) < 0.03
+    assert found.pose_sigma.shape == (3, len(scene.world.links), 2)
+    assert bool(torch.isfinite(found.pose_sigma).all())
+    assert float(found.pose_sigma[:, 0].max()) == 0.0  # the world stands still
+
+
+def _two(cameras: Cameras) -> Cameras:
+    return replace(cameras, K=cameras.K[:2], world_from_camera=cameras.world_from_camera[:2], names=cameras.names[:2])
+
+
+def test_wrong_requests_are_one_sentence() -> None:
+    world = one_box()
+    cameras = Cameras(intrinsics(16, 12, 0.9)[None], look_at(torch.ones(1, 3), torch.zeros(1, 3)), 16, 12)
+    film = Film(np.array([0.0, 1.0]), np.zeros((2, 12, 16, 3), np.uint8))
+    times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(InputError, match="2 films were given for 1 cameras"):
+        track_motion(world, [film, film], cameras, times)
+    with pytest.raises(InputError, match="do not increase"):
+        track_motion(world, [film], cameras, times.flip(0))
+    with pytest.raises(UsageError, match="there is no ghost"):
+        track_motion(world, [film], cameras, times, TrackOptions(fixed=("ghost",)))
+    with pytest.raises(UsageError, match="no object to be tracked"):
+        track_motion(world, [film], cameras, times, TrackOptions(fixed=("cube",)))
+    with pytest.raises(InputError, match="static Gaussians"):
+        scene_plates(world, cameras)
