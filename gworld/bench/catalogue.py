@@ -12,6 +12,7 @@ from gworld.errors import UsageError
 
 BENCHES = {
     "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
+    "follow": "two agents push objects: any actions followed, beside baselines and the true simulator",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
     "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
     "attr": "appearance edits change no motion; a reshaped object moves alike until it touches",
@@ -22,6 +23,7 @@ BENCHES = {
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "simulate": "steps and frames per second for 1, 16 and 64 worlds, plans, and long runs",
+    "track": "poses and joints from video: a generated film with truth, push-T judged by a third camera",
 }
 
 

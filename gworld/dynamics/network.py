@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,16 @@ class NetworkConfig:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Told:
+    """What holds over a whole step: natures of links, matter of bodies, and who lies on something."""
+
+    nature: Nature
+    matter: Matter
+    grounded: Grounded | None
+
+
+@runtime_checkable
 class Model(Protocol):
     """What predicts motion: the network and everything it is compared with."""
 
@@ -119,8 +129,9 @@ class Dynamics(nn.Module):
         grounded = self.support.find(scene, shapes, bodies) if config.support else None
         if grounded is not None:
             matter = lying(scene, matter, grounded, bodies)
+        told = Told(nature, matter, grounded)
         for _ in range(config.substeps):
-            bodies = self._substep(scene, shapes, bodies, near, matter, nature, grounded, seconds)
+            bodies = self._substep(scene, shapes, bodies, near, told, seconds)
         return replace(_motion(scene, moved, bodies), time=motion.time + scene.dt)
 
     def observe(self, scene: Scene, poses: Tensor) -> Motion:
@@ -135,9 +146,9 @@ class Dynamics(nn.Module):
         return replace(exact, twists=torch.where(scene.free[:, None], twists, exact.twists))
 
     def _substep(
-        self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, matter: Matter, nature: Nature,
-        grounded: Grounded | None, seconds: float,
-    ) -> Bodies:  # fmt: skip
+        self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, told: Told, seconds: float
+    ) -> Bodies:
+        nature, matter, grounded = told.nature, told.matter, told.grounded
         bodies = replace(bodies, push=self._push(scene, bodies, nature))
         if grounded is not None:
             bodies = self.support(scene, grounded, bodies, seconds)

@@ -61,7 +61,7 @@ class TrainConfig:
     """Weight of what pulls the residual towards nothing."""
     every: int = 50
     """Steps between validations and checkpoints."""
-    patience: int = 6
+    patience: int = 10
     """Validations without gain after which learning ends."""
     seed: int = 0
 
