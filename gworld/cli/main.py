@@ -23,6 +23,7 @@ COMMANDS = {
     "bind": ("gworld.cli.bind", "Put a robot or an object into a world."),
     "record": ("gworld.cli.record", "Record episodes from simulated scenes with several agents."),
     "ingest": ("gworld.cli.ingest", "Turn a recorded data set into episodes."),
+    "track": ("gworld.cli.track", "Follow robots and objects through calibrated video: poses, joints, overlays."),
     "train": ("gworld.cli.train", "Train a dynamics network from episodes, or from generated laws."),
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),
