@@ -41,6 +41,7 @@ TORCH_FREE = {
 }
 FENCES = {
     "viser": r"viewer/",
+    "websockets": r"viewer/",
     "diffusers": r"refine/",
     "pycolmap": r"capture/",
     "mujoco": r"data/simulators.*\.py|agents/skeleton\.py",

@@ -1,0 +1,1 @@
+"""The interactive viewer: worlds, rollouts and live agents in the browser."""

@@ -1,0 +1,275 @@
+"""The viewer: a stage, its panels and the loop that moves things, 30 times a second."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from gworld.errors import GWorldError
+from gworld.scene.rollout import Rollout
+from gworld.scene.world import World
+from gworld.viewer.driver import Driver, write_driven
+from gworld.viewer.gate import open_gate, open_server
+from gworld.viewer.panels import DrivePanel, MotionPanel, PicturePanel, ScenePanel, plain
+from gworld.viewer.pixels import TruePixels
+from gworld.viewer.player import Player, fit_rollout
+from gworld.viewer.stage import Stage
+
+TICK = 1 / 30
+TOLD_EVERY = 0.2
+"""Seconds between updates of clocks and figures in the panels."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a world, recordings of its motion (read when chosen), and a driver where agents can act.
+
+    `views` [N] says how many views saw each Gaussian, None where that is not known.
+    """
+
+    world: World
+    title: str = "gworld"
+    recordings: Mapping[str, Callable[[], Rollout]] = field(default_factory=dict)
+    driver: Driver | None = None
+    views: Int[np.ndarray, " N"] | None = None
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """Where the viewer listens and what it may show."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than this machine's own needs a token, which is printed."""
+    port: int = 8080
+    """Port to listen on, or the next free one."""
+    clients: int = 16
+    """Browsers that may look in at once."""
+    splats: int = 1_000_000
+    """Splats sent to a browser; of more, those that cover the most."""
+    keep: Path = Path("driven")
+    """Folder for recorded drives."""
+
+
+class Viewer:
+    """A viewer that listens from when it is made; `run` moves things until `close`.
+
+    Whatever visitors do is put in a queue and done by the loop, so that stage, player and driver have one caller.
+    """
+
+    def __init__(self, subject: Subject, options: ViewOptions = ViewOptions()) -> None:
+        self.world, self.options, self.driver = subject.world, options, subject.driver
+        self.recordings = dict(subject.recordings)
+        self.player: Player | None = None
+        self.drive: DrivePanel | None = None
+        self.motion: MotionPanel | None = None
+        self.live, self.message, self.rate = self.driver is not None and not self.recordings, "", 0.0
+        self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._wake, self._ended = threading.Event(), threading.Event()
+        self._reach: dict[str, Float[np.ndarray, " 7"]] = {}
+        self._told = self._stepped = time.monotonic()
+        self.gate, listener = open_gate(options.host, options.port, options.clients)
+        self.server = open_server(self.gate, listener, subject.title)
+        self.stage = Stage(self.server, self.world, options.splats, subject.views)
+        self.pixels = TruePixels(self.stage, self.server)
+        self._panels(subject.title)
+        self.stage.on_enter(self.stage.enter)
+        if self.recordings:
+            self.do(lambda: self.open_recording(next(iter(self.recordings))))
+
+    def _panels(self, title: str) -> None:
+        gui, world = self.server.gui, self.world
+        gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
+        count = len(world.gaussians)
+        shown = "" if self.stage.shown == count else f", the {self.stage.shown:,} that cover the most are shown"
+        gui.add_markdown(
+            f"**{plain(title)}**: {count:,} Gaussians on {len(world.links)} links{shown}. "
+            f"{'Metres.' if world.metric else 'No metric scale.'}"
+        )
+        tabs = gui.add_tab_group()
+        if self.driver is not None:
+            with tabs.add_tab("Drive"):
+                self.drive = DrivePanel(self)
+                self.drive.live.value = self.live
+        if self.recordings or self.driver is not None:
+            with tabs.add_tab("Motion"):
+                self.motion = MotionPanel(self)
+        with tabs.add_tab("Scene"):
+            ScenePanel(self)
+        with tabs.add_tab("Picture"):
+            self.picture = PicturePanel(self)
+
+    def do(self, act: Callable[[], object]) -> None:
+        """Have something done by the loop, soon."""
+        self._todo.put(act)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Let the loop look at its inputs now."""
+        self._wake.set()
+
+    def run(self, seconds: float | None = None) -> None:
+        """Move things until `close`, or for a time."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self._ended.is_set() and (end is None or time.monotonic() < end):
+            begin = time.monotonic()
+            self.tick(begin)
+            while (left := begin + TICK - time.monotonic()) > 0 and not self._ended.is_set():
+                if self._wake.wait(left):  # what visitors ask for is done at once
+                    self._wake.clear()
+                    self._do_all()
+
+    def tick(self, now: float) -> None:
+        """Do what was asked, let a tick's time pass, show where things are."""
+        self._do_all()
+        busy = bool(self.server.get_clients()) or (self.driver is not None and self.driver.recording)
+        passed, self._stepped = min(now - self._stepped, 0.2), now
+        if self.live and self.driver is not None and busy:
+            self._step_driver(passed)
+        elif self.player is not None and self.player.playing:
+            self.player.advance(passed)
+            self.stage.show(self.player.poses())
+        if now - self._told >= TOLD_EVERY:
+            self._told = now
+            self._refresh()
+
+    def close(self) -> None:
+        """Stop listening and end the loop."""
+        self._ended.set()
+        self._wake.set()
+        self.pixels.close()
+        with contextlib.redirect_stdout(io.StringIO()):  # viser says there that it stopped
+            self.server.stop()
+
+    def open_recording(self, name: str) -> None:
+        """Put a recording on the timeline; one that cannot be read leaves a sentence."""
+        read = self.recordings.get(name)
+        if read is None:
+            return
+        self.player = Player(fit_rollout(read(), self.world))
+        self.run_live(False)
+        self.stage.show(self.player.poses())
+
+    def play(self) -> None:
+        """Play, or pause."""
+        if self.player is not None:
+            self.player.playing = not self.player.playing
+            if self.player.playing and self.player.time >= self.player.seconds:
+                self.player.time = 0.0
+            self.run_live(False)
+
+    def seek(self, frame: int) -> None:
+        """Show one instant of the recording."""
+        if self.player is not None:
+            self.run_live(False)
+            self.player.seek(frame)
+            self.stage.show(self.player.poses())
+
+    def step_frame(self, by: int) -> None:
+        """Pause, and go some instants on or back."""
+        if self.player is not None:
+            self.player.playing = False
+            self.seek(self.player.frame + by)
+
+    def run_live(self, wanted: bool) -> None:
+        """Step the engine, or leave the world as it is; the timeline pauses."""
+        self.live = wanted and self.driver is not None
+        if self.live and self.player is not None:
+            self.player.playing = False
+        if self.drive is not None:
+            self.drive.live.value = self.live
+
+    def reset(self) -> None:
+        """Begin the drive anew."""
+        if self.driver is not None and self.drive is not None:
+            self.driver.reset()
+            self._drove()
+
+    def branch(self, back: bool) -> None:
+        """Remember this state, or return to the one remembered."""
+        if self.driver is None:
+            return
+        if not back:
+            self.driver.save()
+            self.message = f"remembered the state at {self.driver.time:.2f} s"
+        elif self.driver.back():
+            self._drove()
+        else:
+            self.message = "no state is remembered yet"
+
+    def choose(self, agent: str, mode: str) -> None:
+        """Change what drives an agent."""
+        if self.driver is not None and self.drive is not None:
+            self.driver.choose(agent, mode)
+            self.drive.show_told([agent])
+
+    def reach(self, agent: str, pose: Float[np.ndarray, " 7"]) -> None:
+        """Have an agent's hand go to a pose; of several wishes within a tick the last one counts."""
+        self._reach[agent] = pose
+        self._wake.set()
+
+    def record(self) -> None:
+        """Begin a recording from rest, or end it and keep it."""
+        driver = self.driver
+        if driver is None:
+            return
+        if not driver.recording:
+            driver.start_recording()
+            self._drove()
+            self.run_live(True)
+            return
+        rollout = driver.stop_recording()
+        if rollout is None:
+            self.message = "nothing was recorded"
+            return
+        acts, motion = write_driven(rollout, driver.engine, self.options.keep)
+        self.message = f"kept {len(rollout) - 1} steps in {motion} and {acts}"
+        self.recordings[motion.stem] = lambda: rollout
+        if self.motion is not None:
+            self.motion.add(motion.stem)
+        if self.player is None:
+            self.player = Player(fit_rollout(rollout, self.world))
+
+    def _drove(self) -> None:
+        assert self.driver is not None and self.drive is not None
+        self.drive.show_told()
+        self.stage.show(self.driver.poses)
+
+    def _step_driver(self, passed: float) -> None:
+        """As many steps as time has passed, one at least and three at most."""
+        driver = self.driver
+        assert driver is not None
+        for agent in list(self._reach):
+            driver.reach(agent, self._reach.pop(agent))
+            if self.drive is not None:
+                self.drive.show_told([agent])
+        begin = time.monotonic()
+        count = min(max(round(passed / driver.engine.options.step), 1), 3)
+        for _ in range(count):
+            driver.step()
+        self.stage.show(driver.poses)
+        took = max(time.monotonic() - begin, passed)
+        self.rate += 0.1 * (count / took - self.rate)
+
+    def _do_all(self) -> None:
+        while not self._todo.empty():
+            act = self._todo.get()
+            try:
+                act()
+            except GWorldError as error:
+                self.message = str(error)
+
+    def _refresh(self) -> None:
+        if self.motion is not None:
+            self.motion.refresh()
+        if self.drive is not None:
+            self.drive.refresh(self.rate if self.live else 0.0)
+        self.picture.refresh()

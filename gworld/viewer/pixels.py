@@ -1,0 +1,127 @@
+"""True pixels: what our own renderer sees from where a visitor stands, behind everything else in the browser."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import viser
+from jaxtyping import Float, UInt8
+
+from gworld.errors import GWorldError
+from gworld.geometry import transform_from_pose
+from gworld.render.api import RenderOptions
+from gworld.render.select import render
+from gworld.render.video import as_uint8
+from gworld.scene.cameras import Cameras, intrinsics
+from gworld.scene.gaussians import gaussians_to
+from gworld.viewer.stage import Stage
+
+STILL_WIDTH, LEAST_WIDTH = 1280, 160
+SETTLED = 0.25
+"""Seconds without change after which a picture is drawn in full."""
+AIM = 0.05
+"""Seconds that a picture should take while things move; its width adapts."""
+WHITE = RenderOptions(background=(1.0, 1.0, 1.0))
+
+
+@dataclass
+class _Eye:
+    """What a visitor was shown last."""
+
+    seen: tuple[float, ...] = ()
+    changed: float = 0.0
+    full: bool = False
+
+
+class TruePixels:
+    """Streams rendered pictures to every visitor while `on`; a thread of its own, which ends with `close`.
+
+    `width` is that of pictures of moving things, found by measuring; `note` says what it costs or why it failed.
+    """
+
+    def __init__(self, stage: Stage, server: viser.ViserServer) -> None:
+        self.stage, self.server = stage, server
+        self.on, self.width, self.note = False, 480, ""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._gaussians = gaussians_to(stage.world.gaussians, device=device)
+        self._eyes: dict[int, _Eye] = {}
+        self._ended = threading.Event()
+        self._one = threading.Lock()
+        self._thread = threading.Thread(target=self._stream, name="true pixels", daemon=True)
+        self._thread.start()
+
+    def switch(self, on: bool) -> None:
+        """Begin, or leave the browser to its own splats."""
+        self.on = on
+        self.stage.draw_splats(not on)
+        if not on:
+            for client in self.server.get_clients().values():
+                client.scene.set_background_image(None)
+        self._eyes.clear()
+
+    def picture(self, client: viser.ClientHandle, width: int) -> UInt8[np.ndarray, "H W 3"]:
+        """What a visitor looks at, drawn now; `width` in pixels is cut to that of the window."""
+        cameras = camera_of(client, width)
+        poses = transform_from_pose(torch.from_numpy(self.stage.poses.copy()).float()).to(self._gaussians.means)
+        cameras = replace(cameras, K=cameras.K.to(poses), world_from_camera=cameras.world_from_camera.to(poses))
+        with self._one, torch.no_grad():
+            rgb = render(self._gaussians, poses, cameras, outputs=("rgb",), options=WHITE).rgb
+        assert rgb is not None
+        return as_uint8(rgb[0, 0].cpu())
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        self._thread.join(timeout=5)
+
+    def _stream(self) -> None:
+        while not self._ended.wait(0.015):
+            if not self.on:
+                continue
+            clients = self.server.get_clients()
+            for number in set(self._eyes) - set(clients):
+                self._eyes.pop(number, None)
+            for number, client in clients.items():
+                try:
+                    self._serve(self._eyes.setdefault(number, _Eye()), client)
+                except GWorldError as error:
+                    self.note = str(error)
+
+    def _serve(self, eye: _Eye, client: viser.ClientHandle) -> None:
+        """Draw for one visitor if anything changed: coarsely, and in full once it has settled."""
+        now, seen = time.monotonic(), self._seen(client)
+        if seen != eye.seen:
+            eye.seen, eye.changed, eye.full = seen, now, False
+        elif eye.full or now - eye.changed < SETTLED:
+            return
+        full = now - eye.changed >= SETTLED
+        picture = self.picture(client, STILL_WIDTH if full else self.width)
+        took = time.monotonic() - now
+        client.scene.set_background_image(picture, format="jpeg", jpeg_quality=92 if full else 75)
+        eye.full = full
+        if not full:
+            factor = min(max((AIM / max(took, 1e-4)) ** 0.5, 0.7), 1.25)
+            self.width = int(min(max(self.width * factor, LEAST_WIDTH), STILL_WIDTH))
+        self.note = f"{picture.shape[1]} x {picture.shape[0]} in {1000 * took:.0f} ms"
+
+    def _seen(self, client: viser.ClientHandle) -> tuple[float, ...]:
+        """All that a picture depends on."""
+        camera = client.camera
+        place = (*camera.position.tolist(), *camera.wxyz.tolist(), camera.fov, camera.image_width, camera.image_height)
+        return (*place, float(self.stage.sent))
+
+
+def camera_of(client: viser.ClientHandle, width: int) -> Cameras:
+    """A visitor's view as a camera of at most `width` pixels across."""
+    camera = client.camera
+    across, down = max(int(camera.image_width), 1), max(int(camera.image_height), 1)
+    columns = min(max(min(width, across), 16), 4096)
+    rows = min(max(round(columns * down / across), 16), 4096)
+    pose: Float[np.ndarray, " 7"] = np.concatenate([camera.position, camera.wxyz])
+    world_from_camera = transform_from_pose(torch.from_numpy(pose).float())[None]
+    fov = min(max(float(camera.fov), 0.02), 3.0)
+    return Cameras(intrinsics(columns, rows, fov)[None], world_from_camera, columns, rows)

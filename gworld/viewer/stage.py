@@ -1,0 +1,193 @@
+"""What stands in the browser: entities, their links with splats, cameras; moved by link poses alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import viser
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.geometry import pose_from_transform, transform_from_pose
+from gworld.render.paths import bulk, fit_view
+from gworld.scene.cameras import Cameras
+from gworld.scene.world import World
+from gworld.viewer.splats import Cloud, colours_of, make_clouds
+
+MOVED = 1e-6
+"""A change of a pose (metres, quaternion parts) below which nothing is sent."""
+MAX_FRUSTUMS = 200
+ROOM = 1.25
+"""How much further than needed a visitor starts, for panels cover a part of the view."""
+
+
+class Stage:
+    """A world in a viser scene: `/ENTITY/LINK` frames that carry one cloud of splats each, frustums for cameras.
+
+    `show` sends what moved: about 60 bytes a link. Splats are sent once, and again only for other colours.
+    """
+
+    def __init__(
+        self, server: viser.ViserServer, world: World, limit: int = 1_000_000, views: np.ndarray | None = None
+    ) -> None:
+        self.server, self.world, self.views = server, world, views
+        self.clouds = make_clouds(world, limit)
+        self.poses = pose_from_transform(world.rest_poses()).numpy()
+        self.visible = dict.fromkeys((entity.name for entity in world.entities), True)
+        self.sent = 0
+        self._names = node_names(world)
+        self._splats: dict[int, viser.GaussianSplatHandle] = {}
+        self._links = self._frames()
+        self._frusta = self._cameras(world.cameras) if world.cameras is not None else []
+        self.paint("rgb")
+        self._look()
+
+    @property
+    def shown(self) -> int:
+        """Splats that were sent."""
+        return sum(len(cloud.rows) for cloud in self.clouds)
+
+    def show(self, poses: Float[np.ndarray, "L 7"]) -> None:
+        """Move the links that are elsewhere now (world_from_link, metres, wxyz)."""
+        moved = np.flatnonzero((np.abs(poses - self.poses) > MOVED).any(axis=1))
+        if not len(moved):
+            return
+        with self.server.atomic():
+            for link in moved.tolist():
+                node = self._links.get(link)
+                if node is not None:
+                    node.position, node.wxyz = poses[link, :3], poses[link, 3:]
+                    self.sent += 1
+        self.poses[moved] = poses[moved]
+
+    def paint(self, mode: str) -> None:
+        """Send the splats in other colours: the one time that they travel again."""
+        colours = colours_of(self.world, mode, self.views)
+        shown = not self._splats or next(iter(self._splats.values())).visible
+        for cloud in self.clouds:
+            self._splats[cloud.link] = self._send(cloud, colours[cloud.rows], shown)
+
+    def draw_splats(self, wanted: bool) -> None:
+        """Let the browser draw splats, or not, where true pixels take their place."""
+        for node in self._splats.values():
+            node.visible = wanted
+
+    def draw_cameras(self, wanted: bool) -> None:
+        """Show the frustums of the world's cameras, or not."""
+        for node in self._frusta:
+            node.visible = wanted
+
+    def draw_entity(self, name: str, wanted: bool) -> None:
+        """Show an entity with all of its links, or not."""
+        self.visible[name] = wanted
+        self._entities[name].visible = wanted
+
+    def camera_pose(self, index: int) -> Float[np.ndarray, " 7"]:
+        """Where one of the world's cameras stands now."""
+        cameras = self.world.cameras
+        assert cameras is not None
+        pose = cameras.world_from_camera[index].float()
+        if cameras.links and cameras.links[index]:
+            pose = transform_from_pose(torch.from_numpy(self.poses[cameras.links[index]]).float()) @ pose
+        return pose_from_transform(pose).numpy()
+
+    def enter(self, client: viser.ClientHandle, index: int) -> None:
+        """Put a visitor's eye where one of the world's cameras is."""
+        pose = self.camera_pose(index)
+        with client.atomic():
+            client.camera.wxyz = pose[3:]
+            client.camera.position = pose[:3]
+            client.camera.fov = field_of_view(self.world.cameras, index)
+
+    def on_enter(self, act: Callable[[viser.ClientHandle, int], None]) -> None:
+        """Call when a visitor clicks on a frustum."""
+        for index, node in enumerate(self._frusta):
+
+            @node.on_click
+            def _(event: Any, index: int = index) -> None:
+                if event.client is not None:
+                    act(event.client, index)
+
+    def _frames(self) -> dict[int, viser.FrameHandle]:
+        scene = self.server.scene
+        self._entities = {
+            entity.name: scene.add_frame(self._names[entity.name], show_axes=False) for entity in self.world.entities
+        }
+        wanted = {cloud.link for cloud in self.clouds} | set(self.world.cameras.links if self.world.cameras else ())
+        return {
+            link: scene.add_frame(
+                self._names[link], show_axes=False, position=self.poses[link, :3], wxyz=self.poses[link, 3:]
+            )
+            for link in sorted(wanted | {0})
+        }
+
+    def _send(self, cloud: Cloud, colours: np.ndarray, visible: bool) -> viser.GaussianSplatHandle:
+        return self.server.scene.add_gaussian_splats(
+            f"{self._names[cloud.link]}/splats", cloud.centers, cloud.covariances, colours, cloud.opacities,
+            visible=visible,
+        )  # fmt: skip
+
+    def _cameras(self, cameras: Cameras) -> list[viser.CameraFrustumHandle]:
+        every = math.ceil(len(cameras) / MAX_FRUSTUMS)
+        size = 0.08 * self._extent()[1]
+        nodes = []
+        for index in range(0, len(cameras), every):
+            link = cameras.links[index] if cameras.links else 0
+            pose = pose_from_transform(cameras.world_from_camera[index].float()).numpy()
+            nodes.append(
+                self.server.scene.add_camera_frustum(
+                    f"{self._names[link]}/camera {index}", field_of_view(cameras, index),
+                    cameras.width / cameras.height, scale=size, thickness=0.03 * size, color=(40, 90, 160),
+                    position=pose[:3], wxyz=pose[3:],
+                )
+            )  # fmt: skip
+        return nodes
+
+    def _extent(self) -> tuple[Tensor, float]:
+        """Middle and radius of the bulk of the world at rest."""
+        return bulk(_means(self.world))
+
+    def _look(self) -> None:
+        """Where visitors start: a view that frames the bulk."""
+        view = fit_view(_means(self.world), 4, 3, fov_y=0.9).world_from_camera[0]
+        center, radius = self._extent()
+        self.server.scene.set_up_direction("+z")
+        eye = center + ROOM * (view[:3, 3] - center)
+        self.server.initial_camera.position = eye.numpy().astype(float)
+        self.server.initial_camera.look_at = center.numpy().astype(float)
+        self.server.initial_camera.fov = 0.9
+        self.server.initial_camera.near = max(1e-3, 0.01 * radius)
+
+
+def node_names(world: World) -> dict[str | int, str]:
+    """The scene path of every entity (by name) and link (by index); a slash in a name would make it a branch."""
+    names: dict[str | int, str] = {}
+    owners = {link: entity.name for entity in world.entities for link in entity.links}
+    for index, entity in enumerate(world.entities):
+        names[entity.name] = f"/{_plain(entity.name) or f'entity {index}'}"
+    for index, link in enumerate(world.links):
+        base = names.get(owners.get(index, ""), "")
+        short = link.name.removeprefix(f"{owners.get(index, '')}/")
+        path = f"{base}/{_plain(short) or 'link'}"
+        names[index] = path if path not in names.values() else f"{path} {index}"
+    return names
+
+
+def field_of_view(cameras: Cameras | None, index: int) -> float:
+    """The vertical field of view of a camera in radians."""
+    assert cameras is not None
+    return 2 * math.atan(0.5 * cameras.height / float(cameras.K[index, 1, 1]))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isprintable() and letter != "/" else " " for letter in name).strip()
+
+
+def _means(world: World) -> Tensor:
+    poses = world.rest_poses()[world.gaussians.links.long().cpu()]
+    means = world.gaussians.means.detach().float().cpu()
+    return (poses[:, :3, :3] @ means[:, :, None])[..., 0] + poses[:, :3, 3]

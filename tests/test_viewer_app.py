@@ -1,0 +1,317 @@
+"""What the viewer shows and does, without a browser: clouds, clock, driving, recordings, the loop, the export."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gworld as gw
+from gworld.data.shapes import plain as paint
+from gworld.data.shapes import sphere
+from gworld.errors import InputError, UsageError
+from gworld.geometry import invert_transform, pose_from_transform, transform_from_pose
+from gworld.scene.episode import Episode
+from gworld.scene.links import Link
+from gworld.scene.rollout import Rollout
+from gworld.scene.world import Entity, World
+from gworld.simulate.engine import Engine, EngineOptions
+from gworld.simulate.files import read_rollout
+from gworld.viewer.app import Subject, Viewer, ViewOptions
+from gworld.viewer.driver import Driver, write_driven
+from gworld.viewer.export import export_page
+from gworld.viewer.panels import plain
+from gworld.viewer.player import Player, fit_rollout, rollout_of
+from gworld.viewer.splats import colours_of, coverage_colours, make_clouds, most_visible
+from gworld.viewer.stage import node_names
+from tests.acting import acting_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return acting_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def driver(world: World) -> Driver:
+    return Driver(Engine(world, options=EngineOptions(1 / 30)))
+
+
+def turning(count: int = 31) -> Rollout:
+    """A link that goes from x = 0 to 1 in a second."""
+    times = torch.linspace(0, 1, count, dtype=torch.float64)
+    poses = torch.tensor([0.0, 0, 0, 1, 0, 0, 0]).expand(count, 2, 7).clone()
+    poses[:, 1, 0] = times.float()
+    return Rollout(times, poses, ("world", "ball"))
+
+
+def ball_world() -> World:
+    ball = sphere(0.1, 0.03, paint(1, 0, 0))
+    links = (Link("world"), Link("ball", (0.0, 0, 0, 1, 0, 0, 0), 0), Link("other", (0.0, 3, 0, 1, 0, 0, 0), 0))
+    part = replace(ball, links=torch.ones_like(ball.links))
+    return World(part, links, (Entity("scene", "static", (0,)), Entity("ball", "object", (1, 2))))
+
+
+def test_clouds_hold_every_gaussian_once_with_its_shape(world: World) -> None:
+    clouds = make_clouds(world, 10**6)
+    assert sorted(np.concatenate([cloud.rows for cloud in clouds]).tolist()) == list(range(len(world.gaussians)))
+    for cloud in clouds:
+        assert set(world.gaussians.links[cloud.rows].tolist()) == {cloud.link}
+        found = np.linalg.eigvalsh(cloud.covariances.astype(np.float64))
+        wanted = np.sort(np.exp(2 * world.gaussians.log_scales[cloud.rows].double().numpy()), axis=1)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
+
+
+def test_of_too_many_splats_those_that_cover_most_are_kept(world: World) -> None:
+    big = world.gaussians.log_scales.clone()
+    big[7] += 3
+    large = replace(world, gaussians=replace(world.gaussians, log_scales=big))
+    assert most_visible(large, 1).tolist() == [7]
+    assert sum(len(cloud.rows) for cloud in make_clouds(world, 100)) == 100
+
+
+def test_colours_say_whose_a_splat_is(world: World) -> None:
+    links = world.gaussians.links.numpy()
+    whose, which = colours_of(world, "agent"), colours_of(world, "link")
+    means = {entity.name: whose[np.isin(links, entity.links)].mean(0) for entity in world.entities}
+    names = list(means)
+    assert all(np.abs(means[a] - means[b]).max() > 0.1 for i, a in enumerate(names) for b in names[:i])
+    arm = next(entity for entity in world.agents if entity.name == "left").links
+    assert np.abs(which[links == arm[1]].mean(0) - which[links == arm[2]].mean(0)).max() > 0.1
+    never, often = coverage_colours(np.array([0, 20]))
+    assert never[0] > 2 * never[1] and often[1] > 2 * often[0]
+
+
+def test_the_clock_plays_loops_and_steps() -> None:
+    player = Player(turning())
+    player.advance(5.0)
+    assert player.time == 0 and player.frame == 0
+    player.playing, player.speed = True, 0.5
+    player.advance(0.5)
+    assert player.time == pytest.approx(0.25) and player.frame == 7
+    assert player.poses()[1, 0] == pytest.approx(0.25, abs=1e-6)
+    player.advance(1.6)
+    assert player.time == pytest.approx(0.05) and player.playing
+    player.loop = False
+    player.advance(9.0)
+    assert player.time == 1.0 and not player.playing and player.frame == 30
+    player.seek(-5)
+    assert player.frame == 0
+    player.seek(10**9)
+    assert player.frame == 30
+    for frame in range(31):  # no instant is skipped by rounding
+        player.seek(frame)
+        assert player.frame == frame
+
+
+def test_motion_is_fitted_to_the_world_by_names() -> None:
+    world = ball_world()
+    fitted = fit_rollout(turning(), world)
+    assert fitted.link_names == ("world", "ball", "other") and float(fitted.link_poses[-1, 1, 0]) == 1.0
+    assert fitted.link_poses[:, 2, 1].tolist() == [3.0] * 31
+    with pytest.raises(InputError, match="--world"):
+        fit_rollout(replace(turning(), link_names=("world", "arm")), world)
+
+
+def test_links_lost_from_sight_stay_where_they_were() -> None:
+    rollout = turning(5)
+    poses = rollout.link_poses.clone()
+    poses[0, 1], poses[3:, 1] = float("nan"), float("nan")
+    found = rollout_of(Episode(rollout.times, link_poses=poses, link_names=rollout.link_names), "here")
+    assert found.link_poses[:, 1, 0].tolist() == pytest.approx([0.25, 0.25, 0.5, 0.5, 0.5])
+    with pytest.raises(InputError, match="no link poses"):
+        rollout_of(Episode(rollout.times), "here")
+
+
+def test_names_make_no_branches_and_stay_apart() -> None:
+    links = (Link("world"), Link("a/b"), Link("a b"), Link("/"), Link("b"))
+    world = World(
+        sphere(0.1, 0.05, paint(1, 0, 0)), links, (Entity("s/t", "static", (0,)), Entity("a", "object", (1, 4)))
+    )
+    names = node_names(world)
+    assert names["s/t"] == "/s t" and names[1] == "/a/b" and len(set(names.values())) == len(names)
+    assert all(str(name).count("/") <= 2 for name in names.values())
+
+
+def test_names_from_files_are_shown_and_not_run() -> None:
+    shown = plain("<script>alert(1)</script> [x](javascript:1) **b** `c`")
+    assert "<" not in shown and "\\[x\\]\\(" in shown and "\\*\\*b" in shown and "\\`c" in shown
+
+
+def test_a_slider_moves_its_own_agent(driver: Driver, world: World) -> None:
+    before = driver.poses
+    driver.tell("left", 0, 99.0)
+    assert driver.told["left"][0] == driver.engine.specs["left"].high[0]
+    driver.tell("left", 1, float("nan"))
+    driver.tell("left", 77, 1.0)
+    for _ in range(5):
+        driver.step()
+    moved = np.flatnonzero(np.abs(driver.poses - before).max(axis=1) > 1e-5).tolist()
+    left = next(entity for entity in world.agents if entity.name == "left")
+    assert moved and set(moved) <= set(left.links)
+
+
+def test_agents_are_driven_each_in_its_way(driver: Driver) -> None:
+    driver.choose("right", "random")
+    driver.tell("cart", 0, 0.3)
+    for _ in range(10):
+        driver.step()
+    assert "replay" not in driver.choices("left")
+    with pytest.raises(InputError, match="driven by"):
+        driver.choose("left", "replay")
+    place = driver.engine.motion.world_from_link[0, 1, 0, 3]
+    assert float(place) == pytest.approx(0.1, abs=1e-3)
+    driver.choose("right", "sliders")
+    assert driver.told["right"].tolist() == [0.0, 0.0]  # holding a velocity is standing still
+
+
+def test_a_recording_repeats_the_drive_bit_by_bit(driver: Driver, world: World, tmp_path: Path) -> None:
+    driver.tell("left", 0, 0.5)
+    driver.step()
+    driver.start_recording()
+    rng = np.random.default_rng(0)
+    driver.choose("right", "random")
+    for _ in range(12):
+        driver.tell("left", 1, float(rng.uniform(-1, 1)))
+        driver.tell("cart", 0, float(rng.uniform(-0.5, 0.5)))
+        driver.step()
+    rollout = driver.stop_recording()
+    assert rollout is not None and len(rollout) == 13 and not driver.recording
+    acts, motion = write_driven(rollout, driver.engine, tmp_path / "kept")
+    again = gw.simulate(world, acts, step=1 / 30)
+    assert np.array_equal(again.link_poses.numpy(), rollout.link_poses.numpy())
+    assert np.array_equal(read_rollout(motion).link_poses.numpy(), rollout.link_poses.numpy())
+    assert write_driven(rollout, driver.engine, tmp_path / "kept")[1].name == "drive-002.parquet"
+    assert driver.stop_recording() is None
+
+
+def test_a_state_is_come_back_to(driver: Driver) -> None:
+    assert not driver.back()
+    driver.tell("cart", 1, 0.4)
+    driver.step()
+    driver.save()
+    there, path = driver.poses, []
+    for _ in range(2):
+        driver.tell("cart", 1, -0.4)
+        driver.step()
+        path.append(driver.poses)
+        assert driver.back() and np.array_equal(driver.poses, there)
+    assert np.array_equal(path[0], path[1])
+
+
+def test_the_hand_is_dragged_by_inverse_kinematics(driver: Driver, world: World) -> None:
+    link = driver.hand_link("left")
+    assert link is not None and world.links[link].name == "left/fore"
+    assert driver.hand_link("cart") is None and driver.hand_link("right") is None  # no joint targets
+    poses = driver.poses
+    driver.tell("left", 0, 0.6)
+    driver.tell("left", 1, -0.8)
+    for _ in range(60):
+        driver.step()
+    goal = driver.poses[link]
+    driver.reset()
+    assert np.allclose(driver.poses, poses, atol=1e-6)
+    assert driver.reach("left", goal) < 1e-3
+    for _ in range(60):
+        driver.step()
+    np.testing.assert_allclose(driver.poses[link], goal, atol=2e-3)
+
+
+@pytest.fixture
+def viewer(world: World, driver: Driver, tmp_path: Path) -> Iterator[Viewer]:
+    made = Viewer(Subject(world, "t", {"r": lambda: still(world)}, driver), ViewOptions(port=0, keep=tmp_path / "kept"))
+    yield made
+    made.close()
+
+
+def still(world: World, count: int = 4) -> Rollout:
+    poses = pose_from_transform(world.rest_poses()).expand(count, -1, -1).clone()
+    poses[:, 2, 0] += torch.linspace(0, 0.5, count)
+    return Rollout(torch.arange(count, dtype=torch.float64) / 10, poses, tuple(link.name for link in world.links))
+
+
+def sent_by(viewer: Viewer) -> list[Any]:
+    """Messages to everybody, from now on."""
+    found: list[Any] = []
+    real = viewer.server._websock_server.queue_message
+    viewer.server._websock_server.queue_message = lambda message: (found.append(message), real(message))[1]  # type: ignore[method-assign]  # the test listens in
+    return found
+
+
+def test_moving_sends_poses_of_what_moved_and_no_splats(viewer: Viewer) -> None:
+    viewer.run(0.05)
+    sent = sent_by(viewer)
+    viewer.seek(3)
+    kinds = {type(message).__name__ for message in sent}
+    names = {message.name for message in sent if hasattr(message, "name")}
+    assert kinds <= {"SetPositionMessage", "SetOrientationMessage", "GuiUpdateMessage"} and names == {"/ball/ball"}
+    before = len(sent)
+    viewer.seek(3)
+    assert not [m for m in sent[before:] if hasattr(m, "name")]
+    viewer.stage.paint("agent")
+    assert any(type(message).__name__ == "GaussianSplatsMessage" for message in sent)
+
+
+def test_cameras_on_links_move_with_them(viewer: Viewer, world: World) -> None:
+    assert world.cameras is not None
+    hand = world.cameras.links[3]
+    poses = pose_from_transform(world.rest_poses()).numpy()
+    poses[hand, :3] += (0.1, 0.2, 0.3)
+    before = viewer.stage.camera_pose(3)
+    viewer.stage.show(poses)
+    np.testing.assert_allclose(viewer.stage.camera_pose(3)[:3] - before[:3], (0.1, 0.2, 0.3), atol=1e-6)
+    link = transform_from_pose(torch.from_numpy(poses[hand]))
+    seen = invert_transform(link) @ transform_from_pose(torch.from_numpy(viewer.stage.camera_pose(3)))
+    np.testing.assert_allclose(seen.numpy(), world.cameras.world_from_camera[3].numpy(), atol=1e-5)
+
+
+def test_the_loop_plays_and_records(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.do(viewer.play)
+    viewer.run(0.15)
+    assert viewer.player is not None and viewer.player.playing and viewer.player.time > 0
+    assert viewer.stage.poses[2, 0] > 1e-3
+    viewer.do(viewer.record)
+    viewer.run(0.2)
+    assert viewer.driver is not None and viewer.driver.recording and viewer.live and not viewer.player.playing
+    viewer.do(viewer.record)
+    viewer.run(0.1)
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert kept == ["drive-001-actions.parquet", "drive-001.parquet"] and "drive-001" in viewer.recordings
+    assert "kept" in viewer.message
+    viewer.do(lambda: viewer.open_recording("drive-001"))
+    viewer.do(lambda: viewer.branch(True))
+    viewer.do(lambda: viewer.choose("left", "nonsense"))
+    viewer.run(0.05)
+    assert len(viewer.player.rollout) > 3 and "cannot be driven by" in viewer.message
+
+
+def test_many_wishes_from_other_threads_are_done_in_order(viewer: Viewer) -> None:
+    done: queue.SimpleQueue[int] = queue.SimpleQueue()
+    thread = threading.Thread(target=lambda: [viewer.do(lambda n=n: done.put(n)) for n in range(500)])
+    thread.start()
+    end = time.monotonic() + 5
+    while done.qsize() < 500 and time.monotonic() < end:
+        viewer.run(0.02)
+    thread.join()
+    assert [done.get() for _ in range(500)] == list(range(500))
+
+
+def test_a_page_is_written_once(world: World, tmp_path: Path) -> None:
+    page = tmp_path / "a.html"
+    assert export_page(world, page, still(world), fps=10) == 4
+    text = page.read_text()
+    assert "__VISER_EMBED_DATA__" in text and page.stat().st_size < 3_000_000
+    with pytest.raises(UsageError, match="exists"):
+        export_page(world, page)
+    with pytest.raises(UsageError, match="html"):
+        export_page(world, tmp_path / "a.mp4")
+    with pytest.raises(UsageError, match="fit into a page"):
+        export_page(world, tmp_path / "b.html", replace(still(world), times=torch.arange(4).double() * 1e4))
