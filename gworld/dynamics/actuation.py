@@ -28,6 +28,7 @@ class Drive:
 
     `links` are scene links in the order of the chain's bodies `bodies`; `values` [A] the joint value that component
     drives (or several, one row each in `targets`), `kinds` [A] an index into `KINDS`.
+    Where the joints only slide one link, `carried`, `slides` [3,V] says where to: what it meets can hold it up.
     """
 
     skeleton: Skeleton
@@ -39,6 +40,8 @@ class Drive:
     kinds: tuple[int, ...]
     slope: tuple[float, ...]
     offset: tuple[float, ...]
+    slides: Tensor | None = None
+    carried: int = 0
 
 
 class Actuation(nn.Module):
@@ -50,6 +53,7 @@ class Actuation(nn.Module):
         self.gain = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
         self.follow = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
         self.fade = coefficient(0.5, 0.05, generator)
+        self.heft = coefficient(1.0, 0.1, generator)
 
     def forward(
         self, scene: Scene, motion: Motion, actions: Mapping[str, Tensor], drives: Mapping[str, Drive], used: bool
@@ -76,6 +80,32 @@ class Actuation(nn.Module):
             held = held.index_copy(1, links, move)
         moved = replace(motion, world_from_link=poses, twists=held, memory=memory)
         return moved, held
+
+    def yielding(self, scene: Scene, drives: Mapping[str, Drive], used: bool) -> Tensor | None:
+        """Inverse masses [L] of links that what they meet can hold up (others 0), or None where there are none."""
+        links = [d.carried for d in drives.values() if d.slides is not None] if used else []
+        if not links:
+            return None
+        zero = torch.zeros(scene.solid.shape[1], dtype=self.heft.dtype, device=self.heft.device)
+        rows = torch.tensor(links, device=zero.device)
+        return zero.index_put((rows,), (-self.heft.clamp(-5, 10)).exp().expand(len(links)))
+
+    def settle(self, scene: Scene, start: Motion, moved: Motion, drives: Mapping[str, Drive], place: Tensor) -> Motion:
+        """The motion with sliding agents where contact let them come: `place` [W,L,3] of links that it held up."""
+        poses, twists, memory = moved.world_from_link, moved.twists, dict(moved.memory)
+        for name, drive in drives.items():
+            if drive.slides is None or name not in memory:
+                continue
+            before = start.memory[name].chunk(2, dim=-1)[0]
+            way = place[:, drive.carried] - start.world_from_link[:, drive.carried, :3, 3]
+            values = before + way @ torch.linalg.pinv(drive.slides.to(way)).T
+            values = clamp_values(drive.skeleton, values)
+            memory[name] = torch.cat([values, (values - before) / scene.dt], dim=-1)
+            chain = forward_kinematics(drive.skeleton, values, drive.base.to(values))[..., list(drive.bodies), :, :]
+            links = torch.tensor(drive.links, device=poses.device)
+            twists = twists.index_copy(1, links, twists_between(start.world_from_link[:, links], chain, scene.dt))
+            poses = poses.index_copy(1, links, chain)
+        return replace(moved, world_from_link=poses, twists=twists, memory=memory)
 
     def respond(
         self, scene: Scene, agent: Agent, drive: Drive, memory: Tensor, action: Tensor

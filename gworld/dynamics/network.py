@@ -72,9 +72,12 @@ class Told:
 
     nature: Nature
     matter: Matter
+    drive: Tensor | None
+    """Velocities [N,3] that yielding bodies are driven at, NaN for all others."""
     grounded: Grounded | None
 
 
+@runtime_checkable
 @runtime_checkable
 class Model(Protocol):
     """What predicts motion: the network and everything it is compared with."""
@@ -129,9 +132,13 @@ class Dynamics(nn.Module):
         grounded = self.support.find(scene, shapes, bodies) if config.support else None
         if grounded is not None:
             matter = lying(scene, matter, grounded, bodies)
-        told = Told(nature, matter, grounded)
+        soft = self.actuation.yielding(scene, drives, config.actuation and config.contact)
+        told = Told(nature, *_yield(scene, matter, soft, bodies), grounded)
         for _ in range(config.substeps):
             bodies = self._substep(scene, shapes, bodies, near, told, seconds)
+        if soft is not None:
+            arm = (bodies.turn.view(*scene.solid.shape, 3, 3) @ shape_values(scene, "center")[..., None])[..., 0]
+            moved = self.actuation.settle(scene, motion, moved, drives, bodies.place.view_as(arm) - arm)
         return replace(_motion(scene, moved, bodies), time=motion.time + scene.dt)
 
     def observe(self, scene: Scene, poses: Tensor) -> Motion:
@@ -149,6 +156,8 @@ class Dynamics(nn.Module):
         self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, told: Told, seconds: float
     ) -> Bodies:
         nature, matter, grounded = told.nature, told.matter, told.grounded
+        if told.drive is not None:  # whatever held a driven body up in the substep before, its drive acts again
+            bodies = replace(bodies, speed=torch.where(told.drive.isnan(), bodies.speed, told.drive))
         bodies = replace(bodies, push=self._push(scene, bodies, nature))
         if grounded is not None:
             bodies = self.support(scene, grounded, bodies, seconds)
@@ -210,6 +219,15 @@ def matter_of(scene: Scene, nature: Nature) -> Matter:
     weight = torch.where(free, (-nature.log_mass.clamp(-20, 20)).exp(), torch.zeros_like(nature.log_mass))
     ease = weight[..., None, None] * shape_values(scene, "ease")
     return Matter(weight.flatten(), ease.flatten(0, 1))
+
+
+def _yield(scene: Scene, matter: Matter, soft: Tensor | None, bodies: Bodies) -> tuple[Matter, Tensor | None]:
+    """Matter in which yielding links have their inverse masses, and the velocities they are driven at."""
+    if soft is None:
+        return matter, None
+    weight = soft.repeat(len(scene))
+    drive = torch.where((weight > 0)[:, None], bodies.speed, torch.full_like(bodies.speed, torch.nan))
+    return replace(matter, inverse_mass=torch.where(weight > 0, weight, matter.inverse_mass)), drive
 
 
 def lying(scene: Scene, matter: Matter, grounded: Grounded, bodies: Bodies) -> Matter:
