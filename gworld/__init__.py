@@ -33,7 +33,7 @@ _FACE = {
     "RenderOutput": "gworld.render.api",
     "BackgroundCache": "gworld.render.native_cache",
     "write_video": "gworld.render.video",
-    "simulate": "gworld.simulate",
+    "simulate": "gworld.simulate.run",
     "make_env": "gworld.simulate.run",
 }
 

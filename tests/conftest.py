@@ -14,8 +14,8 @@ import tests.typecheck  # noqa: F401 - the hook below finds it by name
 # Every public signature's shapes are checked while the tests run; in use they cost nothing.
 # (Not the command line's: its options hold placeholders while they are parsed.)
 CHECKED = (
-    "agents", "bench", "capture", "checkpoint", "config", "data", "evaluate", "files", "formats", "geometry",
-    "reconstruct", "render", "runlog", "scene",
+    "agents", "bench", "capture", "checkpoint", "config", "data", "dynamics", "evaluate", "files", "formats",
+    "geometry", "reconstruct", "render", "runlog", "scene", "simulate", "verbs",
 )  # fmt: skip
 _HOOK = install_import_hook([f"gworld.{room}" for room in CHECKED], "tests.typecheck.check")
 

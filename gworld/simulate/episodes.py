@@ -34,7 +34,7 @@ class Setting:
 
     task: str | Path | Task | Judge = "reach"
     """What is to be done: a task, its name or file, or a function of yours."""
-    observations: Sequence[ObservationName] = ("state",)
+    observations: Sequence[str] = ("state",)
     """`state` alone is one vector; several make a dictionary, with `images/CAMERA` and `depth/CAMERA`."""
     size: tuple[int, int] = (96, 64)
     """Width and height of pictures in pixels."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from gworld.scene.world import ActionSpec, Entity, World
 NO_SPEC = ActionSpec((), (), (), ())
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """What an engine asks of whatever moves the world: `note` says in one line what that is, `bodies` whom it moves."""
 
