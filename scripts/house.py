@@ -1,4 +1,4 @@
-"""Write the house's list of files into README.md, one line each from its docstring (or first comment), between markers.
+"""Write docs/house.md: every file of the house in one line, from its docstring (or first comment).
 
 python scripts/house.py          # rewrite
 python scripts/house.py --check  # exit 1 if the list is out of date
@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- house: made by scripts/house.py -->", "<!-- /house -->"
+PAGE = ROOT / "docs" / "house.md"
+HEAD = [
+    "# Every file in one line",
+    "",
+    "Made by `scripts/house.py` from the files' own first sentences; ARCHITECTURE.md tells the rules.",
+]
 
 
 def about(path: Path) -> str:
@@ -22,37 +27,23 @@ def about(path: Path) -> str:
 
 
 def house() -> str:
-    """The list, room by room."""
-    lines = []
-    for folder in (
-        "gworld",
-        "gworld/scene",
-        "gworld/formats",
-        "gworld/data",
-        "gworld/render",
-        "gworld/bench",
-        "gworld/cli",
-        "cuda_ext",
-    ):
+    """The page, room by room."""
+    lines = list(HEAD)
+    rooms = sorted(p.parent for p in (ROOT / "gworld").glob("*/__init__.py"))
+    for folder in (ROOT / "gworld", *rooms, ROOT / "cuda_ext"):
         files = [
-            p
-            for p in sorted((ROOT / folder).iterdir())
-            if p.suffix in (".py", ".h", ".cpp", ".cu") and p.stem != "__init__"
+            p for p in sorted(folder.iterdir()) if p.suffix in (".py", ".h", ".cpp", ".cu") and p.stem != "__init__"
         ]
         described = [f"- `{path.name}`: {about(path)}" for path in files if about(path)]
-        lines += ["", f"**{folder}/**", "", *described]
-    return "\n".join([BEGIN, *lines, "", END])
+        lines += ["", f"## {folder.relative_to(ROOT)}/", "", *described]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Rewrite or check the README."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    start, stop = text.index(BEGIN), text.index(END) + len(END)
-    wanted = text[:start] + house() + text[stop:]
+    """Rewrite or check the page."""
     if "--check" in sys.argv:
-        return int(wanted != text)
-    readme.write_text(wanted, encoding="utf-8")
+        return int(not PAGE.exists() or house() != PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(house(), encoding="utf-8")
     return 0
 
 

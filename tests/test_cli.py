@@ -110,7 +110,7 @@ ERRORS = {
     "not-finite": (["convert", "TMP/a.ply", "TMP/b.ply", "--translate", "nan", "0", "0"], 2),
     "two-recipes": (["info", "TMP/a.ply", "--config", "a", "--config", "b"], 2),
     "thumbnail-name": (["info", "TMP/a.ply", "--thumbnail", "TMP/a.jpg"], 2),
-    "unknown-bench": (["bench", "speed"], 2),
+    "unknown-bench": (["bench", "taste"], 2),
 }
 
 

@@ -24,7 +24,6 @@ BENCHES = {
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "simulate": "steps and frames per second for 1, 16 and 64 worlds, plans, and long runs",
     "track": "poses and joints from video: a generated film with truth, push-T judged by a third camera",
-    "track": "poses and joints from video: a generated film with truth, push-T judged by a third camera",
 }
 
 
