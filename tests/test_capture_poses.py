@@ -158,3 +158,20 @@ def test_a_lens_is_held_only_where_the_pictures_choose_it(
     matched = Matched(Footage(Path(), (camera,), ()), Path(), {}, 500.0, 0.004)
     found, _, lens = poses._with_held_lens(solution("first"), bad, matched, tmp_path, poses.PoseOptions())
     assert (found.how == "45") == held and bool(lens) != held
+
+
+@pytest.mark.parametrize("how", ["incremental", f"incremental, {poses.HELD} 85 degrees"])
+def test_poses_under_a_guessed_lens_come_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    quality = PoseQuality(20, 20, 1, 900, 0.5, 5.0, 6.0, 85.0, 0.0, 0.9)
+    solved = Solution(SimpleNamespace(num_reg_images=lambda: 20), how, 1)
+    for name in ("match_footage", "check_motion", "views_of", "write_transforms"):
+        monkeypatch.setattr(poses, name, lambda *given, **more: None)
+    monkeypatch.setattr(poses, "solve", lambda *given: [])
+    monkeypatch.setattr(poses, "_best", lambda *given: (solved, quality))
+    monkeypatch.setattr(poses, "_with_held_lens", lambda *given: (solved, quality, ""))
+    monkeypatch.setattr(poses, "undistort_views", lambda *given: Views(()))
+    found = poses.find_poses(Footage(tmp_path, (FootageCamera("film", 64, 48),), ()), tmp_path)
+    assert bool(found.warnings) == (poses.HELD in how)
+    assert all("85 degrees" in warning for warning in found.warnings)

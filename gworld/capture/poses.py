@@ -32,6 +32,11 @@ from gworld.scene.views import View, Views
 WORKSPACE = ".sfm"
 FIELDS = (30, 45, 65, 85)  # degrees: of the lenses tried where the motion leaves the lens open
 ALIKE = 1.1  # by how much the errors of lenses may differ that explain the pictures alike
+HELD = "field of view held at"
+GUESSED_LENS = (
+    "the motion hardly tells the lens: a field of view of {:.0f} degrees did best of those tried, and depth is stretched "
+    "by what it errs; film with more sideways motion, or give the poses (`--poses-from`)"
+)
 FEW = 8  # pictures: an incremental solution with fewer has nothing to say against a global one
 
 
@@ -53,6 +58,7 @@ class Posed:
     views: Views
     quality: PoseQuality
     how: str
+    warnings: tuple[str, ...] = ()
 
 
 def find_poses(
@@ -79,9 +85,8 @@ def find_poses(
         check_quality(quality, str(footage.folder), options.gate, lens)
         views = undistort_views(views_of(solution, matched), folder, progress)
         write_transforms(views, folder / "transforms.json")
-        return Posed(
-            views, quality, f"{solution.how}: structure from motion of {len(views)} of {len(footage)} pictures"
-        )
+        how = f"{solution.how}: structure from motion of {len(views)} of {len(footage)} pictures"
+        return Posed(views, quality, how, (GUESSED_LENS.format(quality.field),) if HELD in solution.how else ())
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -133,7 +138,7 @@ def _with_held_lens(
         held = solve_with_field(matched, workspace, degrees, options.solving)
         if held is None:
             continue
-        held = replace(held, how=f"{held.how}, field of view held at {degrees} degrees")
+        held = replace(held, how=f"{held.how}, {HELD} {degrees} degrees")
         measured = measure_quality(held, matched)
         tried.append(measured)
         best = (held, measured) if _worth(measured) > _worth(best[1]) else best

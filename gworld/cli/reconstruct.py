@@ -230,6 +230,7 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
     log = None if options.hand_log is None else read_hand_log(options.hand_log)
     sensor = footage.depth_scale if any(shot.depth for shot in footage.shots) else None
     views, frame = place_views(posed.views, options.frame, log, sensor)
+    frame = replace(frame, warnings=(*posed.warnings, *frame.warnings))
     write_transforms(views, folder / "transforms.json")
     for warning in frame.warnings:
         say(f"warning: {warning}")
