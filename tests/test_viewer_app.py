@@ -293,6 +293,13 @@ def test_the_loop_plays_and_records(viewer: Viewer, tmp_path: Path) -> None:
     assert len(viewer.player.rollout) > 3 and "cannot be driven by" in viewer.message
 
 
+def test_what_is_being_recorded_when_it_ends_is_kept(viewer: Viewer, tmp_path: Path) -> None:
+    viewer.do(viewer.record)
+    viewer.run(0.2)
+    viewer.close()
+    assert len(read_rollout(tmp_path / "kept" / "drive-001.parquet")) > 2
+
+
 def test_many_wishes_from_other_threads_are_done_in_order(viewer: Viewer) -> None:
     done: queue.SimpleQueue[int] = queue.SimpleQueue()
     thread = threading.Thread(target=lambda: [viewer.do(lambda n=n: done.put(n)) for n in range(500)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -123,9 +124,12 @@ def _serve(found: _Found, options: Options) -> None:
             say(line)
         if options.json:
             print_json({"address": viewer.gate.address, "port": viewer.gate.port, "token": viewer.gate.token})
-        viewer.run(options.seconds)
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
+            viewer.run(options.seconds)
     finally:
         viewer.close()
+    if "kept" in viewer.message:
+        say(viewer.message)
 
 
 def addresses(address: str, port: int, token: bool) -> list[str]:

@@ -19,7 +19,7 @@ from gworld.scene.rollout import Rollout
 from gworld.scene.world import World
 from gworld.viewer.driver import Driver, write_driven
 from gworld.viewer.gate import open_gate, open_server
-from gworld.viewer.panels import DrivePanel, MotionPanel, PicturePanel, ScenePanel, plain
+from gworld.viewer.panels import DrivePanel, MotionPanel, PicturePanel, ScenePanel
 from gworld.viewer.pixels import TruePixels
 from gworld.viewer.player import Player, fit_rollout
 from gworld.viewer.stage import Stage
@@ -80,18 +80,18 @@ class Viewer:
         self.server = open_server(self.gate, listener, subject.title)
         self.stage = Stage(self.server, self.world, options.splats, subject.views)
         self.pixels = TruePixels(self.stage, self.server)
-        self._panels(subject.title)
+        self._panels()
         self.stage.on_enter(self.stage.enter)
         if self.recordings:
             self.do(lambda: self.open_recording(next(iter(self.recordings))))
 
-    def _panels(self, title: str) -> None:
+    def _panels(self) -> None:
         gui, world = self.server.gui, self.world
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         count = len(world.gaussians)
         shown = "" if self.stage.shown == count else f", the {self.stage.shown:,} that cover the most are shown"
         gui.add_markdown(
-            f"**{plain(title)}**: {count:,} Gaussians on {len(world.links)} links{shown}. "
+            f"{count:,} Gaussians on {len(world.links)} links{shown}. "
             f"{'Metres.' if world.metric else 'No metric scale.'}"
         )
         tabs = gui.add_tab_group()
@@ -142,7 +142,9 @@ class Viewer:
             self._refresh()
 
     def close(self) -> None:
-        """Stop listening and end the loop."""
+        """Stop listening and end the loop; a drive that is being recorded is kept."""
+        if self.driver is not None and self.driver.recording:
+            self.record()
         self._ended.set()
         self._wake.set()
         self.pixels.close()

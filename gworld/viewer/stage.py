@@ -141,7 +141,7 @@ class Stage:
             nodes.append(
                 self.server.scene.add_camera_frustum(
                     f"{self._names[link]}/camera {index}", field_of_view(cameras, index),
-                    cameras.width / cameras.height, scale=size, thickness=0.03 * size, color=(40, 90, 160),
+                    cameras.width / cameras.height, scale=size, thickness=0.03 * size, color=(90, 90, 100),
                     position=pose[:3], wxyz=pose[3:],
                 )
             )  # fmt: skip

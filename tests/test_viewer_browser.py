@@ -1,0 +1,235 @@
+"""The viewer in a real browser: Chromium without a window, its software WebGL, driven by Playwright.
+
+`GWORLD_UPDATE_PICTURES=1` makes the screenshots of docs/view.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gworld as gw
+from gworld.scene.rollout import Rollout
+from gworld.scene.world import World
+from gworld.simulate.engine import Engine
+from gworld.viewer.app import Subject, Viewer, ViewOptions
+from gworld.viewer.driver import Driver
+from gworld.viewer.export import export_page
+from tests.acting import acting_world
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no Chromium is installed", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SIZE = {"width": 1100, "height": 600}
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+COLOURS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "left": lambda r, g, b: (r > g + 50) & (g > b + 15) & (r > 120),
+    "right": lambda r, g, b: (b > r + 60) & (b > g + 40),
+    "cart": lambda r, g, b: (g > r + 40) & (g > b + 25),
+    "ball": lambda r, g, b: (r > b + 80) & (g > b + 60) & (abs(r - g) < 60),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return acting_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def rollout(world: World) -> Rollout:
+    return gw.simulate(world, {"cart": torch.tensor([[0.45, 0.0, 0.0]]).expand(30, 3)}, step=1 / 30)
+
+
+@pytest.fixture(scope="module")
+def viewer(world: World, rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+    subject = Subject(world, "arms & <cart>", {"push": lambda: rollout}, Driver(Engine(world)))
+    made = Viewer(subject, ViewOptions(port=0, keep=tmp_path_factory.mktemp("kept")))
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.close()
+    thread.join(timeout=5)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[str]:
+    """Addresses that pages asked for."""
+    return []
+
+
+def open_page(browser: Any, address: str, asked: list[str], size: dict[str, int] = SIZE) -> Any:
+    page = browser.new_page(viewport=size)
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: asked.append(f"error: {error}"))
+    page.goto(address)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, viewer: Viewer, asked: list[str]) -> Iterator[Any]:
+    found = open_page(browser, viewer.gate.address, asked)
+    found.get_by_role("tab", name="Drive").wait_for(timeout=20_000)
+    until(lambda: all(len(rows) > 20 for rows in spots(found).values()))
+    yield found
+    found.close()
+
+
+def spots(page: Any) -> dict[str, np.ndarray]:
+    """Pixels [M,2] of each body's colour, left of the panels and right of viser's notice about software WebGL."""
+    picture = np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int)[:, :700]
+    picture[:160, :320] = 255
+    return {name: np.argwhere(kind(*np.moveaxis(picture, -1, 0)))[:, ::-1] for name, kind in COLOURS.items()}
+
+
+def until(fact: Callable[[], Any], seconds: float = 15.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := fact()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert found
+    return found
+
+
+def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far the middle of each body's pixels moved."""
+    return {
+        name: float(np.abs(after[name].mean(0) - before[name].mean(0)).max()) if len(after[name]) else 999.0
+        for name in before
+    }
+
+
+FIELD = """label => {
+    const near = [...document.querySelectorAll("label, div, span, p")]
+        .filter(e => e.textContent.trim() == label).at(-1).getBoundingClientRect();
+    const row = [...document.querySelectorAll("input")].map(e => e.getBoundingClientRect())
+        .filter(r => r.width > 0 && Math.abs(r.y + r.height / 2 - near.y - near.height / 2) < 14);
+    return [row.at(-1).x + row.at(-1).width / 3, row.at(-1).y + row.at(-1).height / 2];
+}"""
+
+
+def type_into(page: Any, label: str, value: str) -> None:
+    """Give a slider a number through its field; by mouse and keys, for waiting for idle frames is slow here."""
+    page.mouse.click(*page.evaluate(FIELD, label))
+    page.keyboard.press("Control+A")
+    page.keyboard.type(value)
+    page.keyboard.press("Enter")
+
+
+def test_the_world_is_seen(page: Any) -> None:
+    seen = spots(page)
+    assert len(seen["left"]) > 200 and len(seen["right"]) > 200 and len(seen["cart"]) > 100 and len(seen["ball"]) > 50
+    assert seen["left"].mean(0)[0] < seen["right"].mean(0)[0]  # left stands at -x and is seen from -y
+
+
+def test_names_are_shown_as_they_are(page: Any) -> None:
+    assert page.get_by_text("arms & <cart>").count() >= 1
+
+
+def test_play_moves_what_moved(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Motion").click()
+    before = spots(page)
+    page.get_by_role("button", name="Play").click()
+    after = until(lambda: (now := spots(page)) and moved(before, now)["cart"] > 15 and now)
+    assert max(value for name, value in moved(before, after).items() if name != "cart") < 4
+    page.get_by_role("button", name="Pause").click()
+    until(lambda: viewer.player is not None and not viewer.player.playing)
+    page.get_by_role("button", name="back").click()
+
+
+def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Drive").click()
+    page.get_by_label("Run").first.check()
+    until(lambda: viewer.live)
+    page.get_by_role("button", name="Reset").click()
+    time.sleep(0.5)
+    before, poses = spots(page), viewer.stage.poses.copy()
+    type_into(page, "elbow/position [rad]", "1.2")
+    after = until(lambda: (now := spots(page)) and moved(before, now)["left"] > 6 and now)
+    assert max(value for name, value in moved(before, after).items() if name != "left") < 4
+    changed = np.flatnonzero(np.abs(viewer.stage.poses - poses).max(axis=1) > 1e-4)
+    assert [viewer.world.links[link].name for link in changed] == ["left/fore"]
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        save(page, "view-drive.jpg")
+
+
+def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:
+    other = open_page(browser, viewer.gate.address, asked, {"width": 640, "height": 480})
+    other.get_by_role("tab", name="Drive").wait_for(timeout=20_000)
+    before = spots(page)
+    type_into(other, "y/velocity [m/s]", "-0.4")
+    type_into(page, "yaw/position [rad]", "-1.5")
+    until(lambda: (gone := moved(before, spots(page)))["cart"] > 15 and gone["left"] > 3)
+    other.close()
+    page.get_by_role("button", name="Reset").click()
+    time.sleep(0.5)
+
+
+def test_true_pixels_are_what_our_renderer_draws(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Picture").click()
+    before = spots(page)
+    page.get_by_label("True pixels").check()
+    until(lambda: viewer.pixels.on and viewer.pixels.note)
+    time.sleep(1.5)
+    assert not any(node.visible for node in viewer.stage._splats.values())
+    after = spots(page)
+    assert all(len(after[name]) > 50 for name in after) and max(moved(before, after).values()) < 12
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        save(page, "view-pixels.jpg")
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Save this picture").click()
+        page.get_by_text("gworld.png").first.click(timeout=10_000)
+    with Image.open(kept.value.path()) as picture:
+        assert picture.size == (SIZE["width"], SIZE["height"])
+    page.get_by_label("True pixels").uncheck()
+    until(lambda: not viewer.pixels.on)
+
+
+def test_an_exported_page_plays_from_disk(
+    world: World, rollout: Rollout, browser: Any, asked: list[str], tmp_path: Path
+) -> None:
+    export_page(world, tmp_path / "page.html", rollout)
+    page = open_page(browser, (tmp_path / "page.html").as_uri(), asked)
+    before = until(lambda: (now := spots(page)) and all(len(rows) > 20 for rows in now.values()) and now)
+    until(lambda: moved(before, spots(page))["cart"] > 10)
+    page.close()
+
+
+def test_nobody_else_was_contacted(viewer: Viewer, asked: list[str]) -> None:
+    ours = (viewer.gate.address, f"blob:{viewer.gate.address}", "file://", "blob:null", "data:")
+    assert asked and not [address for address in asked if not address.startswith(ours)]
+
+
+def save(page: Any, name: str) -> None:
+    """Keep a screenshot for the docs, without notices and hints."""
+    page.mouse.move(300, 560)
+    page.locator(".mantine-Notification-closeButton").first.evaluate_all("found => found.forEach(e => e.click())")
+    time.sleep(1.0)
+    Image.open(BytesIO(page.screenshot())).convert("RGB").save(DOCS / name, quality=85)
