@@ -34,8 +34,8 @@ FIELDS = (30, 45, 65, 85)  # degrees: of the lenses tried where the motion leave
 ALIKE = 1.1  # by how much the errors of lenses may differ that explain the pictures alike
 HELD = "field of view held at"
 GUESSED_LENS = (
-    "the motion hardly tells the lens: a field of view of {:.0f} degrees did best of those tried, and depth is stretched "
-    "by what it errs; film with more sideways motion, or give the poses (`--poses-from`)"
+    "the motion hardly tells the lens: a field of view of {:.0f} degrees did best of those tried, and depth is "
+    "stretched by what it errs; film with more sideways motion, or give the poses (`--poses-from`)"
 )
 FEW = 8  # pictures: an incremental solution with fewer has nothing to say against a global one
 
