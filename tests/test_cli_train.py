@@ -1,4 +1,4 @@
-"""`gworld train dynamics`: learns, is judged beside its baselines, goes on where it stopped, says what it cannot use."""
+"""`gworld train dynamics`: learns, is judged beside its baselines, goes on where it stopped, refuses in a sentence."""
 
 from __future__ import annotations
 
