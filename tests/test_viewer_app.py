@@ -30,7 +30,7 @@ from gworld.viewer.driver import Driver, write_driven
 from gworld.viewer.export import export_page
 from gworld.viewer.panels import plain
 from gworld.viewer.player import Player, fit_rollout, rollout_of
-from gworld.viewer.splats import colours_of, coverage_colours, make_clouds, most_visible
+from gworld.viewer.splats import colours_of, coverage_colours, make_clouds, thin_out
 from gworld.viewer.stage import node_names
 from tests.acting import acting_world
 
@@ -70,12 +70,18 @@ def test_clouds_hold_every_gaussian_once_with_its_shape(world: World) -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
 
 
-def test_of_too_many_splats_those_that_cover_most_are_kept(world: World) -> None:
+def test_of_too_many_splats_some_stand_for_all(world: World) -> None:
     big = world.gaussians.log_scales.clone()
     big[7] += 3
     large = replace(world, gaussians=replace(world.gaussians, log_scales=big))
-    assert most_visible(large, 1).tolist() == [7]
-    assert sum(len(cloud.rows) for cloud in make_clouds(world, 100)) == 100
+    rows, growth = thin_out(large, 600)
+    assert 560 < len(rows) <= 600 and 7 in rows.tolist() and bool((rows.diff() > 0).all())
+    assert {cloud.link for cloud in make_clouds(large, 600)} == {cloud.link for cloud in make_clouds(large, 10**6)}
+    area = torch.exp(big.sort(dim=1).values[:, 1:].sum(1))  # all are equally opaque
+    for group in (large.gaussians.links == 0, large.gaussians.links > 0):
+        stands = float((area[rows] * growth**2)[group[rows]].sum()) / float(area[group].sum())
+        assert stands == pytest.approx(1.0, abs=0.05)
+    assert len(thin_out(world, 10**6)[0]) == len(world.gaussians)
 
 
 def test_colours_say_whose_a_splat_is(world: World) -> None:

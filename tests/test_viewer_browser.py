@@ -182,7 +182,8 @@ def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None
 
 def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:
     other = open_page(browser, viewer.gate.address, asked, {"width": 640, "height": 480})
-    other.get_by_role("tab", name="Drive").wait_for(timeout=20_000)
+    other.get_by_role("tab", name="Drive").click(timeout=20_000)
+    other.get_by_text("yaw/position [rad]").first.wait_for(timeout=20_000)
     before = spots(page)
     type_into(other, "y/velocity [m/s]", "-0.4")
     type_into(page, "yaw/position [rad]", "-1.5")

@@ -49,7 +49,7 @@ class Options:
     clients: int = 16
     """Browsers that may look in at once."""
     splats: int = 1_000_000
-    """Splats that a browser gets; of more, those that cover the most."""
+    """Splats that a browser gets; of more, some that are made larger stand for all."""
     rate: float = 30.0
     """Steps per second when agents are driven."""
     keep: Path = Path("driven")

@@ -54,7 +54,7 @@ class ViewOptions:
     clients: int = 16
     """Browsers that may look in at once."""
     splats: int = 1_000_000
-    """Splats sent to a browser; of more, those that cover the most."""
+    """Splats sent to a browser; of more, some that are made larger stand for all."""
     keep: Path = Path("driven")
     """Folder for recorded drives."""
 
@@ -89,17 +89,20 @@ class Viewer:
         gui, world = self.server.gui, self.world
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         count = len(world.gaussians)
-        shown = "" if self.stage.shown == count else f", the {self.stage.shown:,} that cover the most are shown"
+        shown = "" if self.stage.shown == count else f", {self.stage.shown:,} of them shown, larger, for all"
         gui.add_markdown(
-            f"{count:,} Gaussians on {len(world.links)} links{shown}. "
+            f"{count:,} Gaussians on {len(world.links)} link{'s' * (len(world.links) > 1)}{shown}. "
             f"{'Metres.' if world.metric else 'No metric scale.'}"
         )
         tabs = gui.add_tab_group()
+        if self.recordings:  # what was asked for comes first
+            with tabs.add_tab("Motion"):
+                self.motion = MotionPanel(self)
         if self.driver is not None:
             with tabs.add_tab("Drive"):
                 self.drive = DrivePanel(self)
                 self.drive.live.value = self.live
-        if self.recordings or self.driver is not None:
+        if self.driver is not None and self.motion is None:
             with tabs.add_tab("Motion"):
                 self.motion = MotionPanel(self)
         with tabs.add_tab("Scene"):

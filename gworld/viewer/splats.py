@@ -16,6 +16,7 @@ from gworld.scene.world import World
 
 COLOURS = ("rgb", "agent", "link", "coverage")
 STATIC = (0.62, 0.62, 0.62)
+MOST_GROWTH = 4.0
 SHADE = 0.25
 """Part of its own brightness that a Gaussian keeps when it is coloured by whose it is: shapes stay readable."""
 
@@ -36,12 +37,12 @@ class Cloud:
 
 
 def make_clouds(world: World, limit: int) -> list[Cloud]:
-    """The splats of every link that has some; of more than `limit` those that cover the most are kept."""
+    """The splats of every link that has some; of more than `limit` a part that covers as much (see `thin_out`)."""
     gaussians = world.gaussians
-    kept = most_visible(world, limit)
+    kept, growth = thin_out(world, limit)
     with torch.no_grad():
         rotation = matrix_from_quat(normalize_quat(gaussians.quats_wxyz[kept].float()))
-        axes = rotation * gaussians.log_scales[kept].float().exp()[:, None, :]
+        axes = rotation * (growth.to(rotation) * gaussians.log_scales[kept].float().exp().T).T[:, None, :]
         covariances = (axes @ axes.transpose(-1, -2)).cpu().numpy()
         opacities = torch.sigmoid(gaussians.opacity_logits[kept].float())[:, None].cpu().numpy()
     means, owners, rows = (part.cpu().numpy() for part in (gaussians.means[kept].float(), gaussians.links[kept], kept))
@@ -53,14 +54,36 @@ def make_clouds(world: World, limit: int) -> list[Cloud]:
     return found
 
 
-def most_visible(world: World, limit: int) -> Int[Tensor, " M"]:
-    """Rows of the `limit` Gaussians with the most opacity times area, in their order; all where they are fewer."""
+def thin_out(world: World, limit: int) -> tuple[Int[Tensor, " M"], Float[Tensor, " M"]]:
+    """About `limit` Gaussians that stand for all, in their order, and by how much each grows to cover for the others.
+
+    What moves is thinned only where it is more than half of the limit. Within each of the two, chances go with the
+    root of opacity times area, between keeping what is large and keeping detail, and areas grow by one over the chance.
+    """
     gaussians = world.gaussians
     if len(gaussians) <= limit:
-        return torch.arange(len(gaussians))
-    area = gaussians.log_scales.detach().float().sort(dim=1).values[:, 1:].sum(1)
-    weight = torch.nn.functional.logsigmoid(gaussians.opacity_logits.detach().float()) + area
-    return weight.topk(limit).indices.sort().values.cpu()
+        return torch.arange(len(gaussians)), torch.ones(len(gaussians))
+    scales = gaussians.log_scales.detach().float().cpu().sort(dim=1).values
+    area = torch.sigmoid(gaussians.opacity_logits.detach().float().cpu()) * scales[:, 1:].sum(1).exp()
+    score = area.double().sqrt()
+    static = gaussians.links.cpu() == 0
+    room = min(int((~static).sum()), limit // 2 if bool(static.any()) else limit)
+    rows, growth = [], []
+    for group, places in ((~static, room), (static, limit - room)):
+        own = torch.nonzero(group)[:, 0]
+        own = own[torch.randperm(len(own), generator=torch.Generator().manual_seed(0))]
+        chance = (score[own] * places / score[own].sum().clamp_min(1e-300)).clamp(max=1) if len(own) > places else None
+        if chance is None:
+            drawn, grown = own, torch.ones(len(own), dtype=torch.float64)
+        else:
+            ticks = chance.cumsum(0).floor()
+            picked = ticks.diff(prepend=ticks.new_zeros(1)) > 0
+            drawn, grown = own[picked], chance[picked].rsqrt().clamp(max=MOST_GROWTH)
+        rows.append(drawn)
+        growth.append(grown.float())
+    joined, factors = torch.cat(rows), torch.cat(growth)
+    order = joined.argsort()
+    return joined[order], factors[order]
 
 
 def colours_of(world: World, mode: str, views: Int[np.ndarray, " N"] | None = None) -> Float[np.ndarray, "N 3"]:

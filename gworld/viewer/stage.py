@@ -21,8 +21,6 @@ from gworld.viewer.splats import Cloud, colours_of, make_clouds
 MOVED = 1e-6
 """A change of a pose (metres, quaternion parts) below which nothing is sent."""
 MAX_FRUSTUMS = 200
-ROOM = 1.25
-"""How much further than needed a visitor starts, for panels cover a part of the view."""
 
 
 class Stage:
@@ -141,8 +139,8 @@ class Stage:
             nodes.append(
                 self.server.scene.add_camera_frustum(
                     f"{self._names[link]}/camera {index}", field_of_view(cameras, index),
-                    cameras.width / cameras.height, scale=size, thickness=0.03 * size, color=(90, 90, 100),
-                    position=pose[:3], wxyz=pose[3:],
+                    cameras.width / cameras.height, scale=size, thickness=1.5, thickness_units="screen",
+                    color=(90, 90, 100), position=pose[:3], wxyz=pose[3:],
                 )
             )  # fmt: skip
         return nodes
@@ -152,11 +150,13 @@ class Stage:
         return bulk(_means(self.world))
 
     def _look(self) -> None:
-        """Where visitors start: a view that frames the bulk."""
-        view = fit_view(_means(self.world), 4, 3, fov_y=0.9).world_from_camera[0]
-        center, radius = self._extent()
+        """Where visitors start: a view that frames what can move with room around it, else the bulk."""
+        means, bodies = _means(self.world), self.world.gaussians.links.cpu() > 0
+        points, room = (means[bodies], 2.0) if bool(bodies.any()) else (means, 1.25)
+        center, radius = bulk(points)
+        view = fit_view(points, 4, 3, fov_y=0.9).world_from_camera[0]
+        eye = center + room * (view[:3, 3] - center)
         self.server.scene.set_up_direction("+z")
-        eye = center + ROOM * (view[:3, 3] - center)
         self.server.initial_camera.position = eye.numpy().astype(float)
         self.server.initial_camera.look_at = center.numpy().astype(float)
         self.server.initial_camera.fov = 0.9
