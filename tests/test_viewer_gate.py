@@ -161,6 +161,12 @@ def test_others_need_a_token_without_being_asked() -> None:
     ]  # fmt: skip
 
 
+def test_addresses_can_be_opened_as_they_are_printed() -> None:
+    found = [Gate(host, 80).address for host in ("127.0.0.1", "localhost", "::1", "[::1]", "10.0.0.1")]
+    assert found == [f"http://{name}:80/" for name in ("localhost", "localhost", "[::1]", "[::1]", "10.0.0.1")]
+    assert Gate("::", 80, "t").address == f"http://{socket.gethostname()}:80/?token=t"
+
+
 def test_a_taken_port_leads_to_the_next_and_a_strange_host_to_a_sentence() -> None:
     gate, listener = open_gate("127.0.0.1", 0, 4)
     other, second = open_gate("127.0.0.1", gate.port, 4)

@@ -69,7 +69,8 @@ class Gate:
     @property
     def address(self) -> str:
         """What to open in a browser."""
-        name = "localhost" if is_loopback(self.host) else (self.host if not is_any(self.host) else socket.gethostname())
+        name = "localhost" if self.host == "127.0.0.1" else self.host.strip("[]")
+        name = socket.gethostname() if is_any(name) else name
         name = f"[{name}]" if ":" in name else name
         return f"http://{name}:{self.port}/" + (f"?token={self.token}" if self.token else "")
 
