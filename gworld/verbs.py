@@ -1,4 +1,4 @@
-"""Rooms that are called like their verb: `gw.render` is the room and, called, its verb, whichever was imported first."""
+"""Rooms that are called like their verb: `gw.render` is the room and, called, its verb, whatever came first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def make_callable(room: str, home: str) -> None:
-    """Let the module `gworld.room` be called as the function `room` of the module `home`, imported on the first call."""
+    """Let the module `gworld.room` be called as the function `room` of the module `home`, imported on a first call."""
 
     class Verb(types.ModuleType):
         """A module that can be called."""

@@ -21,7 +21,7 @@ LEVELS = 3
 FINER = (0.1, 0.3)
 """Progress at which the pictures' sides double at the latest, from a quarter to the full size."""
 ENOUGH = (20, 60)
-"""Epochs after which they double at the latest: what a long run learns by heart of small pictures, no later step mends."""
+"""Epochs after which they double at the latest: what is learned by heart of small pictures, no later step mends."""
 HARMONICS = (0.15, 0.3, 0.45)
 """Progress at which the degree of the spherical harmonics grows."""
 GROWN = 0.45
