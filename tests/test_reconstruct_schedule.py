@@ -26,9 +26,11 @@ def test_budgets_are_times() -> None:
 
 
 def test_more_time_never_plans_fewer_gaussians() -> None:
-    counts = [planned_gaussians(budget, 1, "cpu") for budget in (10, 60, 180, 300, 600, 3600, 1e6)]
+    counts = [planned_gaussians(budget, 1, "cpu", 500) for budget in (10, 60, 180, 300, 600, 3600, 1e6)]
     assert counts == sorted(counts) and counts[0] >= 10_000 and counts[-1] <= 200_000
-    assert planned_gaussians(0, 30_000, "cuda") > 0
+    assert planned_gaussians(0, 30_000, "cuda", 500) > 0
+    few, more = (planned_gaussians(3600, 1, "cpu", views) for views in (3, 56))
+    assert few < more < planned_gaussians(3600, 1, "cpu", 500), "few views bear out few"
 
 
 def test_steps_without_a_budget_are_plain_shares(tmp_path: Path) -> None:

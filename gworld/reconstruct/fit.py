@@ -79,7 +79,7 @@ def fit_views(
     if len(fitted) < FEWEST_VIEWS:
         raise InputError(f"{len(fitted)} views are left to fit; at least {FEWEST_VIEWS} are needed. Add pictures.")
     album, unseen = (read_album(part, options.longest, LEVELS, device) for part in (fitted, held_out))
-    limit = options.gaussians or planned_gaussians(budget, options.steps, device.type)
+    limit = options.gaussians or planned_gaussians(budget, options.steps, device.type, len(album))
     check_memory(limit * BYTES_EACH, f"Fitting {limit} Gaussians")
     points, colours = _points(views, device)
     extent = measure_extent(album, points)

@@ -37,7 +37,7 @@ class FitOptions:
     steps: int = 7000
     """Training steps where no budget is given; each draws one picture."""
     gaussians: int = 0
-    """How many Gaussians at most; 0 plans them by budget or steps."""
+    """How many Gaussians at most; 0 plans them by budget or steps, and by the number of views."""
     longest: int = 1296
     """Longest side of the pictures that are fitted, in pixels."""
     density: Literal["mcmc", "classic"] = "mcmc"

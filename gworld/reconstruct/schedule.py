@@ -28,6 +28,8 @@ GROWN = 0.45
 """Progress at which the number of Gaussians reaches its budget."""
 SETTLED = 0.85
 """Progress after which density is left alone."""
+PER_VIEW, FEW_VIEWS = 1_100, 30_000
+"""Gaussians that a view bears out, and how many few views are given all the same."""
 FIRST_PLANS = (10, 30, 60)
 PLAN_EVERY = 100
 OVERDUE = 0.03
@@ -54,11 +56,15 @@ def seconds_of(budget: str) -> float:
     return value
 
 
-def planned_gaussians(budget: float, steps: int, device: str) -> int:
-    """How many Gaussians a time budget (or, without one, a number of steps) can train: measured on two CPU cores."""
+def planned_gaussians(budget: float, steps: int, device: str, views: int) -> int:
+    """How many Gaussians a time budget (or, without one, a number of steps) can train, measured on two CPU cores; and
+    no more than the views bear out: 98 thousand on 56 photos drew unseen views worse the longer they were trained, 65
+    thousand did not.
+    """
     pace = 25.0 if device == "cpu" else 400.0
     seconds = budget or steps / pace
-    return int(min(max(15_000, 25_000 * (seconds * pace / 1500) ** 0.6), 1_000_000 if device != "cpu" else 200_000))
+    trained = min(max(15_000, 25_000 * (seconds * pace / 1500) ** 0.6), 1_000_000 if device != "cpu" else 200_000)
+    return int(min(trained, max(FEW_VIEWS, PER_VIEW * views)))
 
 
 class Plan:
