@@ -15,7 +15,7 @@ from gworld.geometry import invert_transform, se3_exp, transform_from_pose
 from gworld.reconstruct.motion import Film, TrackOptions, track_motion
 from gworld.reconstruct.motion_bodies import between, bodies_of, moved, names_of, poses_of
 from gworld.reconstruct.motion_draw import scene_plates
-from gworld.reconstruct.motion_film import in_light
+from gworld.reconstruct.motion_film import first_plates, in_light
 from gworld.reconstruct.motion_rig import RigOptions, refine_rig
 from gworld.reconstruct.motion_smooth import smooth_states
 from gworld.scene.cameras import Cameras, intrinsics, look_at
@@ -143,3 +143,19 @@ def test_wrong_requests_are_one_sentence() -> None:
         track_motion(world, [film], cameras, times, TrackOptions(fixed=("cube",)))
     with pytest.raises(InputError, match="static Gaussians"):
         scene_plates(world, cameras)
+
+
+def test_first_plate_holds_no_ghost_of_a_body_that_rests_and_is_duller_in_its_model() -> None:
+    """A vivid block rests in one place for most of the time; its model is paler than it looks."""
+    table = np.full((20, 48, 64, 3), (96, 80, 72), np.uint8)
+    table[:14, 8:14, 8:16] = (250, 90, 50)
+    table[14:, 8:14, 40:48] = (250, 90, 50)
+    plates = first_plates([Film(np.arange(20.0), table)], np.array([[0.9, 0.47, 0.25]]))
+    assert np.abs(plates.pictures[0] * 255 - (96, 80, 72)).max() < 1 and plates.known.all()
+
+
+def test_what_always_has_a_bodys_colour_is_unknown() -> None:
+    shown = np.full((20, 24, 32, 3), (96, 80, 72), np.uint8)
+    shown[:, :4, :4] = (240, 220, 205)
+    plates = first_plates([Film(np.arange(20.0), shown)], np.array([[0.92, 0.85, 0.8]]))
+    assert not plates.known[0, :4, :4].any() and plates.known[0, 10:, 10:].all()

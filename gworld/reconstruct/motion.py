@@ -112,7 +112,7 @@ def _scout(
         levels = task.levels(plates, gains)
         start = find_start(bodies, levels, films, float(clock[0]), here, options, start, wide=number == 0)
         if options.paint:
-            bodies = _things_painted(bodies, levels, films, clock[:1], start[None])
+            bodies = _first_painted(bodies, levels, films, clock[:1], start[None], arms=options.search == 0)
     assert plates is not None
     roots = [arm.base for arm in bodies.arms]
     passes = 2 if known is None else 1 if options.paint or (options.refine_base and bodies.arms) else 0
@@ -122,7 +122,7 @@ def _scout(
         followed = follow(bodies, levels, films, times, start, here, coarse, task.told(f"scout {number + 1}"))
         states = followed.states
         if options.refine_base and bodies.arms:
-            bodies, states = refine_bases(bodies, levels[2], films, times, states, options)
+            bodies, states = refine_bases(bodies, levels[2], films, times, states, options, followed.misfit)
             shifts = [float((a.base - b)[:3, 3].norm()) for a, b in zip(bodies.arms, roots, strict=True)]
             facts["base_mm"] = 1000 * max(shifts)
         if known is None:
@@ -141,12 +141,15 @@ def _painted(
     return paint(bodies, levels[1], shots, states)
 
 
-def _things_painted(
-    bodies: Bodies, levels: dict[int, Level], films: list[Film], times: np.ndarray, states: Tensor
+def _first_painted(
+    bodies: Bodies, levels: dict[int, Level], films: list[Film], times: np.ndarray, states: Tensor, *, arms: bool
 ) -> Bodies:
-    """One picture shows one side, of arms often not the right place yet: only things take their colours from it."""
+    """One picture shows one side, of arms that were searched for often not the right place yet: only things take their
+    colours from it, and arms whose start is believed."""
     shots = [shot_at(films, float(time), levels[1]) for time in times]
     painted, _ = paint(bodies, levels[1], shots, states, learn_gains=False)
+    if arms:
+        return painted
     links = torch.tensor([thing.link for thing in bodies.things], dtype=torch.int32)
     own = torch.isin(bodies.gaussians.links, links)[:, None, None]
     sh = torch.where(own, painted.gaussians.sh, bodies.gaussians.sh)

@@ -25,12 +25,15 @@ def refine_bases(
     times: np.ndarray,
     states: Float[Tensor, "T S"],
     options: TrackOptions,
+    misfit: Float[Tensor, " T"],
 ) -> tuple[Bodies, Float[Tensor, "T S"]]:
     """The bodies with refined roots, and the states, of which the instants looked at are refitted on the way.
 
-    At every instant the joints are eliminated (Schur complement), so that a root explains what no joint values can.
+    Only the half of the instants that fit best is believed (`misfit`). At every one the joints are eliminated (Schur
+    complement), so that a root explains what no joint values can.
     """
-    rows = np.unique(np.linspace(0, len(times) - 1, INSTANTS).round().astype(int))
+    fair = np.flatnonzero((misfit <= misfit.median()).numpy())
+    rows = fair[np.unique(np.linspace(0, len(fair) - 1, INSTANTS).round().astype(int))]
     shots = [shot_at(films, float(times[row]), level) for row in rows]
     sigma = torch.tensor([options.base_sigma] * 3 + [options.base_sigma / LEVER] * 3).double().repeat(len(bodies.arms))
     pitch = STEP * metres_per_pixel(bodies, level, states[0])

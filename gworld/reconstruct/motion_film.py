@@ -19,10 +19,18 @@ SHADE, GLARE = 0.45, 1.12
 TELLING = 0.09
 """Distance from the plate (colours 0..1) at which a pixel is as likely to show something else."""
 
-STEADY, USUAL = 0.06, 0.35
-"""Colours nearer than this to the median agree with it; the share of the time they must, to be believed."""
-SAME_HUE, TELLING_SHARE = float(np.cos(np.radians(12.0))), 0.08
-"""Cosine between colours of one hue; the share of a scene that may have a body's colour if that is to tell it."""
+STEADY, USUAL, STILL = 0.06, 0.35, 0.9
+"""Colours nearer than this to the median agree with it; the share of the time they must, to be believed; and to be
+taken for what never moves."""
+GREY_HUE, GREY_DARK = float(np.cos(np.radians(12.0))), 0.65
+"""Cosine between colours of one kind, and the share of its brightness that a grey body keeps."""
+VIVID, VIVID_HUE, VIVID_DARK, VIVID_SHARE = 0.25, float(np.cos(np.radians(25.0))), 0.4, 0.75
+"""Chroma (what a colour has beside its grey) per brightness from which a body is vivid; cosine between chromas of one
+hue; the share of its brightness and of its chroma that it keeps. More chroma than the model has is no hindrance."""
+TELLING_SHARE = 0.08
+"""The share of a scene that may have a body's colour if that is to tell it."""
+RIM = 7
+"""Pixels by which what has a body's colour is widened: seams, joints and blurred edges have others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +150,13 @@ def first_plates(films: list[Film], colours: Float[ndarray, "B 3"], samples: int
         rows = np.unique(np.linspace(0, len(film.times) - 1, samples).round().astype(int))
         shown = film.pictures[rows].astype(np.float32) / 255
         plate = np.median(shown, axis=0)
-        telling = [colour for colour in colours if _alike(plate, colour).mean() < TELLING_SHARE]
+        # Where pixels change, the median may show a body: only what is steady tells the scene's own colours.
+        still = (np.abs(shown - plate).max(-1) < STEADY).mean(0) > STILL
+        telling = [colour for colour in colours if (_alike(plate, colour) & still).mean() < TELLING_SHARE]
         body = np.zeros(shown.shape[:3], bool)
         for colour in telling:
             body |= _alike(shown, colour)
+        body = _widened(body)
         seldom = (~body).sum(0) < 2
         clean = np.where((body & ~seldom)[..., None], np.nan, shown)
         plate = np.nanmedian(clean, axis=0)
@@ -157,10 +168,22 @@ def first_plates(films: list[Film], colours: Float[ndarray, "B 3"], samples: int
 
 
 def _alike(pictures: ndarray, colour: ndarray) -> ndarray:
-    """Whether pixels have a colour's hue and at least most of its brightness."""
+    """Whether pixels have a colour's hue and enough of its brightness."""
     size = np.linalg.norm(colour)
     bright = np.linalg.norm(pictures, axis=-1)
-    return ((pictures @ colour) > SAME_HUE * bright * size) & (bright > 0.65 * size)
+    own, seen = colour - colour.mean(), pictures - pictures.mean(-1, keepdims=True)
+    chroma, vivid = np.linalg.norm(seen, axis=-1), np.linalg.norm(own)
+    if vivid < VIVID * size:
+        return ((pictures @ colour) > GREY_HUE * bright * size) & (bright > GREY_DARK * size)
+    alike = (seen @ own) > VIVID_HUE * chroma * vivid
+    return alike & (bright > VIVID_DARK * size) & (chroma * size > VIVID_SHARE * vivid * bright)
+
+
+def _widened(masks: ndarray) -> ndarray:
+    import cv2
+
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (RIM, RIM))
+    return np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in masks])
 
 
 def _size(cameras: Cameras, shrink: int) -> tuple[int, int]:

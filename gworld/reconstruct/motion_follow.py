@@ -21,6 +21,8 @@ WANDER = 0.02
 MEMORY = 0.5
 """Share of the velocity that is taken over from before."""
 USUAL = 15
+STARTS = 3
+"""Independent searches for a first state."""
 FRESH, DOUBTFUL = Weights(1.0, 1.0), Weights(0.5, 1.0)
 
 
@@ -98,8 +100,13 @@ def find_start(
     tries = [start]
     if wide and (options.search > 0 or options.reach > 0):
         generator = torch.Generator().manual_seed(options.seed)
-        for _ in range(2):
-            tries += list(search(bodies, levels[8], shots[8], start, reach, generator, weights=DOUBTFUL)[:3])
+        for _ in range(STARTS):
+            # Objects first: they are few numbers, and an arm would lend itself to cover them.
+            middle = start
+            if bodies.things and bodies.arms:
+                alone = reach * (torch.arange(bodies.size) >= bodies.size - sum(t.axes.shape[1] for t in bodies.things))
+                middle = search(bodies, levels[8], shots[8], start, alone, generator, count=48, rounds=12)[0]
+            tries += list(search(bodies, levels[8], shots[8], middle, reach, generator, weights=DOUBTFUL)[:2])
     slow = replace(options, steps=10)
     weights = DOUBTFUL if wide else FRESH
     solved = [_descend(bodies, levels, shots, prior, state, slow, weights) for state in tries]
