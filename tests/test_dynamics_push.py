@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from gworld.dynamics.network import Dynamics, NetworkConfig
+from gworld.data.toys import tabletop_world
+from gworld.dynamics.actuation import KINDS, Actuation
+from gworld.dynamics.network import Dynamics, NetworkConfig, bodies_of
 from gworld.dynamics.recordings import Recordings, cut_batch
 from gworld.dynamics.rollout import predict_poses, roll_motion
+from gworld.dynamics.stages import fit_alone
+from gworld.dynamics.state import still_motion
+from gworld.dynamics.support import Grounded
+from gworld.dynamics.tokens import compile_scene
+from gworld.geometry import transform_from_pose
 
 pytest.importorskip("mujoco")
 
@@ -26,8 +35,9 @@ def pushed(tmp_path_factory) -> tuple[Recordings, Dynamics]:
     model = Dynamics(NetworkConfig(support=True, residual=False, substeps=4))
     with torch.no_grad():
         model.actuation.gain.fill_(0.968)
-        model.actuation.follow.fill_(0.98)
-        model.support.brake.fill_(3.9)
+        model.actuation.lag.fill_(math.log(0.011))
+        model.actuation.thrust.fill_(math.log(25.0))
+        model.support.brake.fill_(math.log(3.9))
         model.materials.bounce.fill_(0.0)
     return data, model
 
@@ -66,3 +76,68 @@ def test_an_action_enters_at_its_step_and_through_its_own_agent(pushed: tuple[Re
     assert torch.equal(one[:, :5], two[:, :5])
     assert torch.isfinite(two).all()
     assert torch.allclose(one[:, 5:, 4], two[:, 5:, 4], atol=1e-6)  # the right agent does as before
+
+
+def test_drives_and_friction_are_found_where_they_act_alone(tmp_path: Path) -> None:
+    from gworld.bench.follow_data import act, open_stage, stage_recordings
+
+    stage = open_stage("push", 2, 3, tmp_path)
+    data = stage_recordings(stage, act(stage, "mixed", range(100, 130), 5.0))
+    model = Dynamics(NetworkConfig(support=True, residual=False))
+    fitted = fit_alone(model, data, 240)
+    assert fitted.drives > 1000 and fitted.support >= 8
+    kind = KINDS.index("velocity")
+    # The simulator's drives: 60 N per m/s against 2 N per m/s of damping, and 0.69 kg; its friction: 0.4 of gravity.
+    assert float(model.actuation.gain[kind].detach()) == pytest.approx(60 / 62, abs=0.01)
+    assert 0.005 < float(model.actuation.lag[kind].detach().exp()) < 0.02
+    speed = torch.tensor(0.2)
+    brake = float((model.support.brake.exp() + model.free.drag * speed).detach())
+    assert brake == pytest.approx(0.4 * 9.81, rel=0.25)
+    batch = cut_batch(data, torch.tensor([[e, 5] for e in range(8)]), 12)
+    with torch.no_grad():
+        for name, drive in data.drives.items():
+            agent = next(a for a in data.scene.agents if a.name == name)
+            memory = batch.start.memory[name]
+            for step in range(12):
+                values, memory = model.actuation.respond(
+                    batch.scene, agent, drive, memory, batch.actions[name][:, step]
+                )
+            truth = data.joints[name][:8, 17]
+            assert float((values - truth).abs().median()) < 2e-3
+
+
+def test_what_slides_stops_where_friction_says() -> None:
+    """v^2 / 2b, whatever the substeps: places are exact, and rest is reached in the middle of a step."""
+    scene = compile_scene([tabletop_world(0.04)], 0.05)
+    rest = transform_from_pose(torch.stack([torch.tensor(link.pose) for link in tabletop_world(0.04).links]))[None]
+    motion = still_motion(rest)
+    motion.twists[:, scene.free, 0] = 0.31
+    up = torch.tensor([0.0, 0.0, 1.0]).expand(rest.shape[1], 3)
+    support = Dynamics(NetworkConfig()).support
+    for seconds in (0.05, 0.0125):
+        with torch.no_grad():
+            support.brake.fill_(math.log(2.3))
+            first = last = bodies_of(scene, motion, motion.twists)
+            for _ in range(round(0.4 / seconds)):
+                last = support(scene, Grounded(scene.free, up), last, seconds)
+                last = replace(last, place=last.place + last.speed * seconds)
+        way = (last.place - first.place)[scene.free]
+        assert way[:, 0].numpy() == pytest.approx(0.31**2 / 4.6, abs=1e-5)
+        assert float(last.speed.abs().max()) == 0.0 and float(way[:, 1:].abs().max()) < 1e-6
+
+
+def test_a_drive_lags_and_saturates_as_its_equation_says() -> None:
+    """Against small Euler steps of dv/dt = clamp((u - v) / lag, +-thrust)."""
+    actuation = Actuation(torch.Generator().manual_seed(0))
+    lag, most, dt = 0.03, 9.0, 0.1
+    with torch.no_grad():
+        actuation.lag.fill_(math.log(lag))
+        actuation.thrust.fill_(math.log(most))
+    rate, aim = torch.tensor([0.0, 0.5, -0.2, 0.1]), torch.tensor([1.0, -0.9, -0.1, 0.1])
+    way, end = actuation._approach(rate, aim, torch.ones(4, dtype=torch.int64), dt)
+    place, speed, parts = torch.zeros(4).double(), rate.double(), 20_000
+    for _ in range(parts):
+        change = ((aim - speed) / lag).clamp(-most, most) * dt / parts
+        place += (speed + 0.5 * change) * dt / parts
+        speed = speed + change
+    assert torch.allclose(way.double(), place, atol=1e-5) and torch.allclose(end.double(), speed, atol=1e-4)

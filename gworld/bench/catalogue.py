@@ -18,6 +18,7 @@ BENCHES = {
     "attr": "appearance edits change no motion; a reshaped object moves alike until it touches",
     "perm": "the order in which bodies are listed changes nothing",
     "speed": "milliseconds per step of the dynamics, long runs, many worlds",
+    "phys_combo": "three to six balls between walls, by a network that was trained on one and two",
     "phys": "laws of motion outside the training range, from pixels to pixels, beside a plain network",
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",

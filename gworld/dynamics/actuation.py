@@ -45,13 +45,18 @@ class Drive:
 
 
 class Actuation(nn.Module):
-    """Learned response of joints to commands; one set of numbers per kind of command."""
+    """Learned response of joints to commands; one set of numbers per kind of command.
+
+    A joint's rate nears `gain` times the rate that is told with the time constant exp(`lag`) seconds, as a motor's does
+    that is driven in proportion to its error, and changes by at most exp(`thrust`) per second.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         count = len(KINDS)
         self.gain = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
-        self.follow = nn.Parameter(0.3 + 0.05 * torch.randn(count, generator=generator))
+        self.lag = nn.Parameter(-2.0 + 0.05 * torch.randn(count, generator=generator))
+        self.thrust = nn.Parameter(torch.full((count,), 2.0))
         self.fade = coefficient(0.5, 0.05, generator)
         self.heft = coefficient(1.0, 0.1, generator)
 
@@ -100,7 +105,8 @@ class Actuation(nn.Module):
             way = place[:, drive.carried] - start.world_from_link[:, drive.carried, :3, 3]
             values = before + way @ torch.linalg.pinv(drive.slides.to(way)).T
             values = clamp_values(drive.skeleton, values)
-            memory[name] = torch.cat([values, (values - before) / scene.dt], dim=-1)
+            meant, rates = memory[name].chunk(2, dim=-1)
+            memory[name] = torch.cat([values, rates + (values - meant) / scene.dt], dim=-1)
             chain = forward_kinematics(drive.skeleton, values, drive.base.to(values))[..., list(drive.bodies), :, :]
             links = torch.tensor(drive.links, device=poses.device)
             twists = twists.index_copy(1, links, twists_between(start.world_from_link[:, links], chain, scene.dt))
@@ -121,12 +127,26 @@ class Actuation(nn.Module):
         told = torch.where(known, told, torch.zeros_like(told))
         aimed = torch.where(kind == KINDS.index("velocity"), told, (told - values[:, slot]) / scene.dt)
         aimed = clamp_through(self.gain, 0.0, 2.0)[kind] * aimed
-        follow = clamp_through(self.follow, 0.0, 1.0)[kind]
-        rate = rates[:, slot] + follow * (aimed - rates[:, slot])
-        rate = torch.where(known, rate, clamp_through(self.fade, 0.0, 1.0) * rates[:, slot])
-        fresh = torch.zeros_like(rates).index_copy(1, slot, rate)
-        reached = clamp_values(drive.skeleton, values + fresh * scene.dt)
-        return reached, torch.cat([reached, (reached - values) / scene.dt], dim=-1)
+        way, rate = self._approach(rates[:, slot], aimed, kind, scene.dt)
+        faded = clamp_through(self.fade, 0.0, 1.0) * rates[:, slot]
+        rate, way = torch.where(known, rate, faded), torch.where(known, way, faded * scene.dt)
+        blank = torch.zeros_like(rates)
+        free = values + blank.index_copy(1, slot, way)
+        reached = clamp_values(drive.skeleton, free)
+        stopped = blank.index_copy(1, slot, rate) + (reached - free) / scene.dt
+        return reached, torch.cat([reached, stopped], dim=-1)
+
+    def _approach(self, rate: Tensor, aim: Tensor, kind: Tensor, seconds: float) -> tuple[Tensor, Tensor]:
+        """The way gone in `seconds` and the rate at their end: the error shrinks evenly while it asks for more than
+        there is, exponentially afterwards."""
+        lag = clamp_through(self.lag, -8.0, 3.0).exp()[kind]
+        most = clamp_through(self.thrust, -5.0, 12.0).exp()[kind]
+        error = aim - rate
+        evenly = ((error.abs() - most * lag) / most).clamp(0.0, seconds)
+        later = error - error.sign() * most * evenly
+        left = (-(seconds - evenly) / lag).exp()
+        lost = 0.5 * (error + later) * evenly + later * lag * (1.0 - left)
+        return aim * seconds - lost, aim - later * left
 
 
 def rest_memory(drive: Drive, worlds: int) -> Tensor:

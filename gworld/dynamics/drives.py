@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,12 +33,16 @@ def world_drives(world: World, values: Mapping[str, Tensor] | None = None) -> di
     return found
 
 
-def make_drive(world: World, entity: Entity, skeleton: Skeleton, values: Tensor) -> Drive:
+def make_drive(
+    world: World, entity: Entity, skeleton: Skeleton, values: Tensor, bodies: Sequence[int] | None = None
+) -> Drive:
     """The drive of one agent whose links stand at the world's rest poses when its joints have these values [V].
 
+    `bodies` are the chain's bodies that carry its links, in their order (all of them where not given).
     Raises `InputError` when the model has other links, or not the joints that the action names.
     """
-    if entity.action is None or len(entity.links) != len(skeleton.links):
+    bodies = tuple(range(len(skeleton.links))) if bodies is None else tuple(bodies)
+    if entity.action is None or len(entity.links) != len(bodies):
         raise InputError(f"agent `{entity.name}` has {len(entity.links)} links; its model has {len(skeleton.links)}.")
     slots, limits = value_slots(skeleton), value_limits(skeleton, torch.float64)
     rows: list[tuple[int, int, int, float, float]] = []
@@ -52,15 +56,18 @@ def make_drive(world: World, entity: Entity, skeleton: Skeleton, values: Tensor)
             rows.append((slots[known].start, component, KINDS.index(kind), wide - shut, shut))
     slot, components, kinds, slope, offset = zip(*rows, strict=True)
     chain = forward_kinematics(skeleton, values.float())
-    base = world.rest_poses()[entity.links[0]] @ invert_transform(chain[0])
-    drive = Drive(skeleton, base, entity.links, tuple(range(len(entity.links))), slot, components, kinds, slope, offset)
+    base = world.rest_poses()[entity.links[0]] @ invert_transform(chain[bodies[0]])
+    drive = Drive(skeleton, base, entity.links, bodies, slot, components, kinds, slope, offset)
     return _sliding(drive, values.float())
 
 
 def _sliding(drive: Drive, values: Tensor) -> Drive:
     """The drive with where its joints slide its link to, if they slide one and turn none."""
-    near = forward_kinematics(drive.skeleton, values, drive.base)
-    far = forward_kinematics(drive.skeleton, values + torch.eye(len(values)), drive.base)
+    if not len(values):
+        return drive
+    bodies = list(drive.bodies)
+    near = forward_kinematics(drive.skeleton, values, drive.base)[bodies]
+    far = forward_kinematics(drive.skeleton, values + torch.eye(len(values)), drive.base)[:, bodies]
     change = (far - near).abs().amax(dim=0)
     carried = (change.amax(dim=(1, 2)) > 1e-6).nonzero()[:, 0].tolist()
     if len(carried) != 1 or float(change[carried[0], :3, :3].max()) > 1e-6:

@@ -78,7 +78,6 @@ class Told:
 
 
 @runtime_checkable
-@runtime_checkable
 class Model(Protocol):
     """What predicts motion: the network and everything it is compared with."""
 
@@ -125,7 +124,7 @@ class Dynamics(nn.Module):
         moved, twists = self.actuation(scene, motion, actions or {}, drives, config.actuation)
         nature = self.materials(scene, motion.belief)
         shapes = body_shapes(scene, self.materials.skin)
-        bodies = _bodies(scene, motion, twists)  # driven links begin where they were, and arrive with the step
+        bodies = bodies_of(scene, motion, twists)  # driven links begin where they were, and arrive with the step
         matter = matter_of(scene, nature)
         seconds = scene.dt / config.substeps
         near = near_pairs(scene, shapes, replace(bodies, push=self._push(scene, bodies, nature)), scene.dt)
@@ -147,7 +146,7 @@ class Dynamics(nn.Module):
         that have to find the acceleration too. Links that are driven have their last velocity."""
         exact = motion_from_poses(poses, scene.dt, self.belief)
         mean = motion_from_poses(poses[:, ::2], 2.0 * scene.dt, self.belief)
-        bodies = _bodies(scene, mean, mean.twists)
+        bodies = bodies_of(scene, mean, mean.twists)
         push = self._push(scene, bodies, self.materials(scene, mean.belief)).view(*scene.solid.shape, 3)
         twists = mean.twists + torch.cat([push * scene.dt, torch.zeros_like(push)], dim=-1)
         return replace(exact, twists=torch.where(scene.free[:, None], twists, exact.twists))
@@ -260,7 +259,7 @@ def model_from(values: Mapping[str, object], tensors: Mapping[str, Tensor]) -> D
     return model
 
 
-def _bodies(scene: Scene, motion: Motion, twists: Tensor) -> Bodies:
+def bodies_of(scene: Scene, motion: Motion, twists: Tensor) -> Bodies:
     """Motion about centres of mass."""
     turn = motion.world_from_link[..., :3, :3]
     arm = (turn @ shape_values(scene, "center")[..., None])[..., 0] * scene.present[..., None]

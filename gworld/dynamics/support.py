@@ -7,7 +7,7 @@ Source: Goyal, Ruina, Papadopoulos, "Planar sliding with dry friction", 1991 (el
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gworld.dynamics.contact import Bodies, Shapes
 from gworld.dynamics.layers import clamp_through, coefficient
 from gworld.dynamics.tokens import FAR, Scene, shape_values
+from gworld.geometry import matrix_from_quat, quat_from_rotvec
 
 NEAR = 0.15
 """Height over a plane, as part of the scale, below which a body lies on it: Gaussians end a little inside a surface."""
@@ -34,19 +35,26 @@ class Support(nn.Module):
     def __init__(self, length: float, generator: torch.Generator) -> None:
         super().__init__()
         self.length = length
-        self.brake = coefficient(1.0, 0.1, generator)
-        self.lever = coefficient(1.0, 0.05, generator)
+        self.brake = coefficient(0.0, 0.1, generator)  # logarithms, so that any size is a few steps away
+        self.lever = coefficient(0.0, 0.05, generator)
 
     def forward(self, scene: Scene, grounded: Grounded, bodies: Bodies, seconds: float) -> Bodies:
-        """Bodies braked over `seconds`, their pushes and motion kept in the plane they lie on."""
+        """Bodies braked over `seconds`, their pushes and motion kept in the plane they lie on.
+
+        They are moved ahead by what they go farther than with the speed they end at: places are exact.
+        """
         speed, spin = keep_flat(grounded, bodies.speed), keep_upright(grounded, bodies.spin)
         gyration = shape_values(scene, "inertia").diagonal(dim1=-2, dim2=-1).amax(-1).sqrt().view(-1, 1)
-        reach = self.lever.abs() * gyration
+        reach = self.lever.clamp(-5, 5).exp() * gyration
         pace = (speed.square().sum(-1, keepdim=True) + (spin * reach).square().sum(-1, keepdim=True) + 1e-16).sqrt()
-        brake = self.length * clamp_through(self.brake, 0.0, 1e4)
+        brake = self.length * clamp_through(self.brake, -10.0, 10.0).exp()
         kept = (1.0 - brake * seconds / pace).clamp_min(0.0)
+        ahead = 0.5 * (1.0 + kept) * (pace / brake).clamp_max(seconds) - kept * seconds
         kept = torch.where(grounded.lies[:, None], kept, torch.ones_like(kept))
-        return replace(bodies, speed=speed * kept, spin=spin * kept, push=keep_flat(grounded, bodies.push))
+        ahead = torch.where(grounded.lies[:, None], ahead, torch.zeros_like(ahead))
+        turn = matrix_from_quat(quat_from_rotvec(spin * ahead)) @ bodies.turn
+        push = keep_flat(grounded, bodies.push)
+        return Bodies(bodies.place + speed * ahead, turn, speed * kept, spin * kept, push)
 
     def find(self, scene: Scene, shapes: Shapes, bodies: Bodies) -> Grounded:
         """Objects whose lowest point is on a plane that faces up, and that do not rise."""

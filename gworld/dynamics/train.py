@@ -1,4 +1,5 @@
-"""Learning from recordings: short predictions first, then longer ones, from noisy starts, with actions left out.
+"""Learning from recordings: operators where they act alone first, then all together, short predictions before longer
+ones, from noisy starts, with actions left out.
 
 Resuming gives the run that was never interrupted, bit for bit on a CPU: weights, optimiser, best weights and random
 generator are in every checkpoint.
@@ -29,6 +30,7 @@ from gworld.dynamics.baselines import Plain
 from gworld.dynamics.network import Dynamics, Model, save_values
 from gworld.dynamics.recordings import Batch, Recordings, cut_batch, window_table
 from gworld.dynamics.rollout import predict_poses
+from gworld.dynamics.stages import Fitted, alone_parameters, fit_alone
 from gworld.dynamics.state import Motion
 from gworld.dynamics.tokens import shape_values
 from gworld.geometry import transform_from_pose
@@ -57,6 +59,10 @@ class TrainConfig:
     """Standard deviation of the noise on velocities at the start, in radii per step."""
     dropped: float = 0.1
     """Part of the windows in which an agent's actions are unknown, drawn for each agent."""
+    alone: int = 300
+    """Steps with which operators are first fitted where they act alone."""
+    settled: float = 0.1
+    """Part of the rate at which what was fitted alone goes on to learn."""
     sparse: float = 1e-2
     """Weight of what pulls the residual towards nothing."""
     every: int = 50
@@ -94,6 +100,8 @@ def train(
     found = latest_checkpoint(out) if out is not None else None
     if found is not None:
         first, best, losses = _restore(load_checkpoint(found), model, optimiser, generator)
+    elif isinstance(model, Dynamics) and config.alone:
+        _slow(optimiser, fit_alone(model, data, config.alone), config)
     log = RunLog(out, resume_step=first if found else None) if out is not None else None
     step = first
     try:
@@ -183,13 +191,24 @@ def _disturb(batch: Batch, config: TrainConfig, generator: torch.Generator) -> B
     return replace(batch, start=start, actions=actions)
 
 
+def _slow(optimiser: torch.optim.Optimizer, fitted: Fitted, config: TrainConfig) -> None:
+    """Let what was fitted alone learn on slowly; the rates are part of the optimiser's state."""
+    for group, windows in zip(optimiser.param_groups[2:], (fitted.drives, fitted.support), strict=True):
+        group["first"] *= config.settled if windows else 1.0
+
+
 def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
+    drives, support = alone_parameters(model) if isinstance(model, Dynamics) else ([], [])
+    apart = {id(p) for p in drives + support}
     single = [p for p in model.parameters() if p.ndim <= 1 and p.numel() <= 8 and not _in_net(model, p)]
-    ids = {id(p) for p in single}
+    single = [p for p in single if id(p) not in apart]
+    ids = {id(p) for p in single} | apart
     nets = [p for p in model.parameters() if id(p) not in ids]
     return [
         {"params": single, "lr": config.rate, "first": config.rate},
         {"params": nets, "lr": 0.1 * config.rate, "first": 0.1 * config.rate},
+        {"params": drives, "lr": config.rate, "first": config.rate},
+        {"params": support, "lr": config.rate, "first": config.rate},
     ]
 
 

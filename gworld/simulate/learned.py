@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.agents.actions import gripper_joints
-from gworld.agents.kinematics import value_limits
 from gworld.agents.tree import value_slots
 from gworld.checkpoint import latest_checkpoint, load_checkpoint
 from gworld.dynamics.actuation import KINDS, Drive
+from gworld.dynamics.drives import make_drive
 from gworld.dynamics.network import Dynamics, model_from
 from gworld.dynamics.state import Motion
 from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
@@ -90,20 +89,9 @@ def drive_of(world: World, body: AgentBody) -> Drive | None:
     """What each component of an agent's action drives; None for vehicles and hands."""
     if any(name.rpartition("/")[2] not in KINDS for name in body.spec.names):
         return None
-    slots, limits = value_slots(body.skeleton), value_limits(body.skeleton, torch.float64)
-    rows: list[tuple[int, int, int, float, float]] = []
-    for component, name in enumerate(body.spec.names):
-        joint, _, kind = name.rpartition("/")
-        for part in gripper_joints(body.skeleton) if kind == "opening" else (joint,):
-            if part not in slots:
-                raise InputError(f"agent `{body.entity.name}` is told `{name}` but its model has no joint `{part}`.")
-            place = slots[part].start
-            shut, wide = sorted(limits[:, place].tolist(), key=abs) if kind == "opening" else (0.0, 1.0)
-            rows.append((place, component, KINDS.index(kind), wide - shut, shut))
-    values, components, codes, slope, offset = zip(*rows, strict=True)
-    links = body.entity.links
-    base = read_state(body, world.rest_poses()[None, list(links)]).base[0]
-    return Drive(body.skeleton, base, links, body.carriers, values, components, codes, slope, offset)
+    values = read_state(body, world.rest_poses()[None, list(body.entity.links)]).values[0]
+    entity = replace(body.entity, action=body.spec)
+    return make_drive(world, entity, body.skeleton, values, body.carriers)
 
 
 def open_stepper(world: World, seconds: float, run: str | Path | None = None) -> Stepper:
