@@ -16,6 +16,7 @@ from gworld.data.shapes import plain, sphere
 from gworld.data.store import EpisodeWriter
 from gworld.scene.world import World
 from gworld.simulate.files import make_episode, write_rollout
+from gworld.viewer.app import Subject, Viewer, ViewOptions
 from tests.acting import acting_world
 
 BRIEF = ["--seconds", "0.1", "--port", "0", "--json"]
@@ -72,9 +73,20 @@ def test_motion_without_a_world_is_shown_as_balls(
     assert "ball" not in said
 
 
-def test_actions_and_rollouts_come_along(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_actions_and_rollouts_come_along(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Subject] = []
+
+    def keep(subject: Subject, options: ViewOptions) -> Viewer:
+        shown.append(subject)
+        return Viewer(subject, options)
+
+    monkeypatch.setattr("gworld.viewer.app.Viewer", keep)
     rollout = str(made / "r.parquet")
     view(made / "world", "--rollouts", rollout, rollout, "--actions", rollout, capsys=capsys)
+    assert len(shown[0].recordings) == 2 and shown[0].driver is not None
+    assert shown[0].driver.table is not None, "what to replay"
 
 
 def test_others_get_in_by_a_token_only(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
