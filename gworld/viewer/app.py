@@ -25,6 +25,8 @@ from gworld.viewer.player import Player, fit_rollout
 from gworld.viewer.stage import Stage
 
 TICK = 1 / 30
+CLOSING = 10.0
+"""Seconds that closing waits for the loop's last turn."""
 TOLD_EVERY = 0.2
 """Seconds between updates of clocks and figures in the panels."""
 
@@ -74,6 +76,7 @@ class Viewer:
         self.live, self.message, self.rate = self.driver is not None and not self.recordings, "", 0.0
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake, self._ended = threading.Event(), threading.Event()
+        self._turning = threading.RLock()  # held by the loop: nothing is closed under it
         self._reach: dict[str, Float[np.ndarray, " 7"]] = {}
         self._told = self._stepped = time.monotonic()
         self.gate, listener = open_gate(options.host, options.port, options.clients)
@@ -122,13 +125,14 @@ class Viewer:
     def run(self, seconds: float | None = None) -> None:
         """Move things until `close`, or for a time."""
         end = None if seconds is None else time.monotonic() + seconds
-        while not self._ended.is_set() and (end is None or time.monotonic() < end):
-            begin = time.monotonic()
-            self.tick(begin)
-            while (left := begin + TICK - time.monotonic()) > 0 and not self._ended.is_set():
-                if self._wake.wait(left):  # what visitors ask for is done at once
-                    self._wake.clear()
-                    self._do_all()
+        with self._turning:
+            while not self._ended.is_set() and (end is None or time.monotonic() < end):
+                begin = time.monotonic()
+                self.tick(begin)
+                while (left := begin + TICK - time.monotonic()) > 0 and not self._ended.is_set():
+                    if self._wake.wait(left):  # what visitors ask for is done at once
+                        self._wake.clear()
+                        self._do_all()
 
     def tick(self, now: float) -> None:
         """Do what was asked, let a tick's time pass, show where things are."""
@@ -145,14 +149,19 @@ class Viewer:
             self._refresh()
 
     def close(self) -> None:
-        """Stop listening and end the loop; a drive that is being recorded is kept."""
-        if self.driver is not None and self.driver.recording:
-            self.record()
+        """End the loop and stop listening; a drive that is being recorded is kept."""
         self._ended.set()
         self._wake.set()
-        self.pixels.close()
-        with contextlib.redirect_stdout(io.StringIO()):  # viser says there that it stopped
-            self.server.stop()
+        free = self._turning.acquire(timeout=CLOSING)
+        try:
+            if self.driver is not None and self.driver.recording:
+                self.record()
+            self.pixels.close()
+            with contextlib.redirect_stdout(io.StringIO()):  # viser says there that it stopped
+                self.server.stop()
+        finally:
+            if free:
+                self._turning.release()
 
     def open_recording(self, name: str) -> None:
         """Put a recording on the timeline; one that cannot be read leaves a sentence."""
