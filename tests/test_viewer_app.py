@@ -328,3 +328,26 @@ def test_a_page_is_written_once(world: World, tmp_path: Path) -> None:
         export_page(world, tmp_path / "a.mp4")
     with pytest.raises(UsageError, match="fit into a page"):
         export_page(world, tmp_path / "b.html", replace(still(world), times=torch.arange(4).double() * 1e4))
+
+
+def test_nothing_is_closed_under_a_turn_of_the_loop(viewer: Viewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    turning, stop = threading.Event(), viewer.server.stop
+
+    def turn(now: float) -> None:
+        turning.set()
+        time.sleep(0.3)
+        done.append("turned")
+
+    def stopped() -> None:
+        done.append("stopped")
+        stop()
+
+    monkeypatch.setattr(viewer, "tick", turn)
+    monkeypatch.setattr(viewer.server, "stop", stopped)
+    thread = threading.Thread(target=viewer.run)
+    thread.start()
+    assert turning.wait(5)
+    viewer.close()
+    thread.join(5)
+    assert not thread.is_alive() and done == ["turned", "stopped"]
