@@ -36,7 +36,8 @@ def test_the_true_world_looks_like_the_simulators_pictures(name: str) -> None:
         truth = simulation.draw(0)
     except MissingBackendError as error:
         pytest.skip(str(error))
-    options = RenderOptions(background=(0.5, 0.5, 0.5), antialiased=True)
+    assert world.background is not None and np.abs(np.array(world.background) - 0.5).max() < 0.01
+    options = RenderOptions(background=world.background, antialiased=True)
     assert simulation.cameras is not None
     drawn = render(world.gaussians, poses, simulation.cameras, outputs=("rgb", "link_id"), options=options)
     assert drawn.rgb is not None and drawn.link_id is not None

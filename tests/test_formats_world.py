@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from gworld.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gworld.data.toys import tabletop_world
 from gworld.errors import InputError, UsageError
 from gworld.formats.ply import read_ply
-from gworld.formats.world import load_world, save_world
+from gworld.formats.world import bind_dynamics, bind_refiner, load_world, save_world
 from gworld.scene.world import ActionSpec, Entity, World, rest_state
 
 
@@ -104,3 +106,66 @@ def test_nouns_check_themselves(world: World) -> None:
         ActionSpec(("a",), ("rad",), (1.0,), (0.0,))
     with pytest.raises(InputError, match="the world has 2"):
         replace(world, links=world.links[:2], entities=())
+
+
+def test_background_is_saved_and_checked(world: World, tmp_path: Path) -> None:
+    save_world(world, tmp_path / "none")
+    assert load_world(tmp_path / "none").background is None
+    save_world(replace(world, background=(0.2, 0.4, 0.6)), tmp_path / "w")
+    assert load_world(tmp_path / "w").background == (0.2, 0.4, 0.6)
+    data = json.loads((tmp_path / "w" / "world.json").read_text())
+    for colour in ([0.1, 0.2], [2, 0, 0], "red", [None] * 3):
+        (tmp_path / "w" / "world.json").write_text(json.dumps(data | {"background": colour}))
+        with pytest.raises(InputError, match=r"world\.json"):
+            load_world(tmp_path / "w")
+    del data["background"]  # what older versions wrote
+    (tmp_path / "w" / "world.json").write_text(json.dumps(data))
+    assert load_world(tmp_path / "w").background is None
+
+
+def checkpoint(run: Path, value: float) -> Path:
+    return save_checkpoint(run, Checkpoint(7, {"weight": torch.full((3,), value)}, {"kind": "test"}))
+
+
+def test_bound_checkpoints_travel_with_the_world(world: World, tmp_path: Path) -> None:
+    save_world(world, tmp_path / "w")
+    checkpoint(tmp_path / "one", 1.0)
+    newest = checkpoint(tmp_path / "two", 2.0)
+    bound = bind_dynamics(tmp_path / "w", tmp_path / "one")
+    assert bound.dynamics == tmp_path / "w" / "dynamics" and bound.refiner is None
+    bind_refiner(tmp_path / "w", newest)
+    with pytest.raises(UsageError, match="bound to a dynamics checkpoint already"):
+        bind_dynamics(tmp_path / "w", tmp_path / "two")
+    copy = bind_dynamics(tmp_path / "w", tmp_path / "two", tmp_path / "copy")
+    assert copy.dynamics is not None and copy.refiner is not None
+    assert float(load_checkpoint(copy.dynamics).tensors["weight"][0]) == 2.0
+    here = load_world(tmp_path / "w")
+    assert here.dynamics is not None and float(load_checkpoint(here.dynamics).tensors["weight"][0]) == 1.0
+    save_world(replace(here, background=(0.0, 0.0, 0.0)), tmp_path / "w", overwrite=True)
+    again = load_world(tmp_path / "w")
+    assert again.dynamics is not None and again.refiner is not None
+    bind_dynamics(tmp_path / "w", tmp_path / "two", overwrite=True)
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        bind_dynamics(tmp_path / "w", tmp_path / "nothing", overwrite=True)
+
+
+def test_bound_checkpoints_are_held_to_their_hash(world: World, tmp_path: Path) -> None:
+    save_world(world, tmp_path / "w")
+    checkpoint(tmp_path / "one", 1.0)
+    other = checkpoint(tmp_path / "two", 2.0)
+    bound = bind_dynamics(tmp_path / "w", tmp_path / "one")
+    place = tmp_path / "w" / "dynamics"
+    (place / "tensors.safetensors").write_bytes((other / "tensors.safetensors").read_bytes())
+    with pytest.raises(InputError, match="does not have the hash"):  # nor is a broken one carried on
+        save_world(bound, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    shutil.copytree(other, place, dirs_exist_ok=True)
+    with pytest.raises(InputError, match="not the checkpoint that its world is bound to"):
+        load_world(tmp_path / "w")
+    shutil.rmtree(place)
+    with pytest.raises(InputError, match="does not exist"):
+        load_world(tmp_path / "w")
+    save_world(world, tmp_path / "v")
+    shutil.copytree(other, tmp_path / "v" / "dynamics")
+    with pytest.raises(InputError, match=r"is not named in its world\.json"):
+        load_world(tmp_path / "v")

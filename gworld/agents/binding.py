@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -150,19 +149,28 @@ def model_name(skeleton: Skeleton, name: str) -> str | None:
     return (Path(_folder(name)) / _model_place(skeleton)[1]).as_posix()
 
 
-def save_bound(world: World, skeletons: Mapping[str, Skeleton], folder: str | Path, *, overwrite: bool = False) -> None:
+def save_bound(
+    world: World,
+    skeletons: Mapping[str, Skeleton],
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
+) -> None:
     """Write a world folder with the models of newly bound robots (agent's name -> skeleton) in its `agents/`.
 
     A URDF is written with its mesh names made relative; an MJCF and its files keep their places among each other.
-    Raises `UsageError` when the folder exists and `overwrite` is False.
+    `also` may write more into the folder before it appears. Raises `UsageError` when the folder exists and `overwrite`
+    is False.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        agents = Path(temporary) / "agents"
-        if world.folder is not None and (world.folder / "agents").is_dir():
-            shutil.copytree(world.folder / "agents", agents, symlinks=False)
+
+    def add(place: Path) -> None:
         for name, skeleton in skeletons.items():
-            _copy_model(skeleton, agents / _folder(name))
-        save_world(replace(world, folder=Path(temporary)), folder, overwrite=overwrite)
+            _copy_model(skeleton, place / "agents" / _folder(name))
+        if also is not None:
+            also(place)
+
+    save_world(world, folder, overwrite=overwrite, also=add)
 
 
 def load_robot(world: World, name: str) -> Skeleton:

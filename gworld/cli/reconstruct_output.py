@@ -62,7 +62,7 @@ def write_outputs(story: Story) -> dict[str, Any]:
     cameras = single_cameras(views)
     drawn = RenderOptions(background=fit.background)
     floaters = find_floaters(fit.gaussians, cameras, masks=view_masks(views), drawn=drawn)
-    world = World(fit.gaussians, cameras=_one_size(views), metric=views.metric)
+    world = World(fit.gaussians, cameras=_one_size(views), metric=views.metric, background=fit.background)
     save_world(world, run / "world", overwrite=True)
     coverage = measure_coverage(fit.gaussians, cameras, masks=view_masks(views), options=drawn)
     save_coverage(coverage, run / "world")

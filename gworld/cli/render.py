@@ -56,8 +56,8 @@ class Options:
     """Vertical field of view of an orbit, in degrees."""
     outputs: tuple[Panel, ...] = ("rgb",)
     """What to show, side by side."""
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Background colour, 0 to 1."""
+    background: tuple[float, float, float] | None = None
+    """Background colour, 0 to 1; the world's own, or white, when not given."""
     antialiased: bool = False
     """Compensate the opacity of Gaussians smaller than a pixel."""
     backend: BackendName = "auto"
@@ -152,7 +152,8 @@ def _fit_width(cameras: Cameras, width: int) -> Cameras:
 
 
 def _write(world: World, cameras: Cameras, fps: float, options: Options) -> int:
-    render_options = RenderOptions(background=options.background, antialiased=options.antialiased)
+    background = options.background or world.background or (1.0, 1.0, 1.0)
+    render_options = RenderOptions(background=background, antialiased=options.antialiased)
     poses = world.rest_poses()[None]
     outputs = render_frames(world, poses, cameras, options.outputs, render_options, options.backend)
 

@@ -74,8 +74,8 @@ class Options:
     """An animated GLB of the first world."""
     episode: Path | None = None
     """An episode store to which every world's run is added."""
-    background: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Background colour, 0 to 1."""
+    background: tuple[float, float, float] | None = None
+    """Background colour, 0 to 1; the world's own, or black, when not given."""
     backend: BackendName = "auto"
     """Which renderer draws."""
     overwrite: bool = False

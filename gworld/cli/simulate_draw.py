@@ -95,7 +95,7 @@ def make_look(world: World, options: Options, steps: int) -> Look:
         world,
         cameras,
         options.outputs,
-        options=RenderOptions(background=options.background),
+        options=None if options.background is None else RenderOptions(background=options.background),
         backend=backend,
         seen=seen_map(world, options) if "seen" in options.outputs else None,
     )
@@ -141,12 +141,11 @@ def seen_map(world: World, options: Options) -> Callable[[Tensor, Cameras], Tens
         raise InputError(
             f"`{options.world}` has no coverage.safetensors; `seen` needs a world reconstructed by gworld."
         )
-    settings = RenderOptions(background=options.background)
     known = coverage
 
     def look(poses: Tensor, cameras: Cameras) -> Tensor:
         return coverage_map(
-            known, world.gaussians, cameras, world_from_link=poses, options=settings, backend=options.backend
+            known, world.gaussians, cameras, world_from_link=poses, options=RenderOptions(), backend=options.backend
         )
 
     return look

@@ -25,7 +25,7 @@ def draw_thumbnail(path: Path, target: Path, size: int, axes: Axes | None = None
     world = place_world(load_scene(path, axes), "auto")
     poses = world.rest_poses()[None]
     camera = fit_view(world_means(world, poses[0]), size, max(1, size * 3 // 4))
-    options = RenderOptions(background=(1.0, 1.0, 1.0))
+    options = RenderOptions(background=world.background or (1.0, 1.0, 1.0))
     output = next(render_frames(world, poses, camera, ("rgb",), options, "auto"))
     assert output.rgb is not None
     buffer = io.BytesIO()

@@ -21,6 +21,8 @@ from gworld.scene.world import World
 
 MOST = 60_000
 """Gaussians on one geom at most; larger ones are covered more coarsely."""
+SKYBOX = 2
+"""MuJoCo's type of a texture that is painted where nothing is."""
 INSET, OPACITY = 0.35, 0.995
 """How far discs lie below the surface, over their spacing, to make up for their blur; nothing shows through them."""
 FACES = (  # of a cube texture: the axis, its sign, then which coordinates (with sign) run along columns and rows
@@ -55,7 +57,20 @@ def scene_world(simulation: Simulation, spacing: float | None = None, folder: st
         gravity=tuple(map(float, model.opt.gravity)),  # type: ignore[arg-type]  # three numbers
         metric=True,
         folder=None if folder is None else Path(folder),
+        background=sky_color(model),
     )
+
+
+def sky_color(model: Any) -> tuple[float, float, float]:
+    """What a picture shows where nothing is: the mean of the sky's texels, 0..1; black where no sky is painted."""
+    skies = [row for row in range(model.ntex) if int(model.tex_type[row]) == SKYBOX]
+    if not skies:
+        return (0.0, 0.0, 0.0)
+    channels, start = int(model.tex_nchannel[skies[0]]), int(model.tex_adr[skies[0]])
+    count = int(model.tex_width[skies[0]]) * int(model.tex_height[skies[0]])
+    texels = model.tex_data[start : start + count * channels].reshape(count, channels)
+    red, green, blue = (texels[:, :3].mean(0) / 255).tolist()
+    return red, green, blue
 
 
 def write_models(simulation: Simulation, folder: Path) -> dict[str, str]:

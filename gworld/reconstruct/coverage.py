@@ -171,6 +171,24 @@ def select_coverage(coverage: Coverage, rows: Tensor) -> Coverage:
     return replace(coverage, views=coverage.views[rows.cpu()])
 
 
+def extend_coverage(coverage: Coverage, count: int, world_from_link: Float[Tensor, "L 4 4"]) -> Coverage:
+    """The coverage of a world to which Gaussians (none of them seen, at the end) and resting links were added.
+
+    Gaussians that went over to a new link keep their rows: it stood still while the footage was taken. `count` is how
+    many Gaussians there are now. Raises `InputError` when there are fewer than before.
+    """
+    fresh, known = count - len(coverage), coverage.origins.shape[1]
+    if fresh < 0 or len(world_from_link) < known or known == 0:
+        raise InputError(
+            f"a coverage of {len(coverage)} Gaussians on {known} links cannot become one of {count} on "
+            f"{len(world_from_link)}; measure it again."
+        )
+    views = torch.cat([coverage.views, coverage.views.new_zeros(fresh, coverage.views.shape[1])])
+    poses = world_from_link[known:].double().expand(len(coverage.origins), -1, 4, 4)
+    added = _in_links(coverage.origins[:, 0].double(), poses)
+    return Coverage(views, torch.cat([coverage.origins, added.float()], dim=1))
+
+
 def save_coverage(coverage: Coverage, world: str | Path) -> None:
     """Write `coverage.safetensors` into a world folder, bound by hash to the `gaussians.ply` that stands there.
 

@@ -63,8 +63,10 @@ class Entity:
 class World:
     """Everything that does not change while acting.
 
-    Link 0 is the static world. gravity [3] m/s^2 in world axes; `metric` is True where lengths are metres. `World.load`
-    reads a world folder; it is provided by `gworld.formats.world`, which `gworld.World` loads.
+    Link 0 is the static world. gravity [3] m/s^2 in world axes; `metric` is True where lengths are metres; `background`
+    is the colour (0..1) seen where no Gaussian is, None where nobody said. `folder` is where the world was read from;
+    `dynamics` and `refiner` are the checkpoint folders bound to it, which saving takes along. `World.load` reads a
+    world folder; it is provided by `gworld.formats.world`, which `gworld.World` loads.
     """
 
     gaussians: Gaussians
@@ -74,6 +76,9 @@ class World:
     gravity: tuple[float, float, float] = (0.0, 0.0, -9.81)
     metric: bool = False
     folder: Path | None = None
+    background: tuple[float, float, float] | None = None
+    dynamics: Path | None = None
+    refiner: Path | None = None
 
     load: ClassVar[Callable[[str | Path], World]]
 
@@ -87,6 +92,11 @@ class World:
         if len(owners) and (int(owners.min()) < 0 or int(owners.max()) >= count):
             raise InputError(
                 f"Gaussians name links {int(owners.min())}..{int(owners.max())}; the world has {count}: 0..{count - 1}."
+            )
+        colour = self.background
+        if colour is not None and not (len(colour) == 3 and all(0.0 <= value <= 1.0 for value in colour)):
+            raise InputError(
+                f"the world's background is {colour}; three numbers from 0 to 1 (red, green, blue) are needed."
             )
 
     @property

@@ -22,9 +22,6 @@ from gworld.errors import InputError
 from gworld.scene.world import World
 from gworld.simulate.stepper import AgentBody, Kinematics, Stepper, agent_bodies, hold_action, read_state
 
-BOUND = "dynamics"
-"""The folder of a world that holds the dynamics bound to it."""
-
 
 class Learned:
     """The network moves objects and the agents whose actions drive joints; other agents keep to their kinematics."""
@@ -99,11 +96,13 @@ def open_stepper(world: World, seconds: float, run: str | Path | None = None) ->
 
     A run is a training's folder or a checkpoint itself. Raises `InputError` when it holds no dynamics.
     """
-    place = Path(run) if run is not None else None if world.folder is None else world.folder / BOUND
-    if place is None or (run is None and not place.is_dir()):
+    place = world.dynamics if run is None else Path(run)
+    if place is None:
         return Kinematics(world)
     found = place if (place / "manifest.json").is_file() else latest_checkpoint(place)
     if found is None:
         raise InputError(f"`{place}` holds no dynamics checkpoint; train one with `gworld train`, or name another run.")
     checkpoint = load_checkpoint(found)
-    return Learned(world, model_from(checkpoint.values, checkpoint.tensors), seconds)
+    stepper = Learned(world, model_from(checkpoint.values, checkpoint.tensors), seconds)
+    stepper.note += "" if run is not None else f" (bound to the world: step {checkpoint.step})"
+    return stepper

@@ -53,8 +53,9 @@ class Frame:
 class Observer:
     """Draws one state after the other; what stands still before fixed cameras is drawn once.
 
-    `cameras` are the world's own when None; a function of time lets them travel. `seen` makes the map of what the
-    footage showed (from the reconstruction's coverage, joined by whoever has both).
+    `cameras` are the world's own when None, `options` draw its own background when None; a function of time lets
+    cameras travel. `seen` makes the map of what the footage showed (from the reconstruction's coverage, joined by
+    whoever has both).
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Observer:
         cameras: Cameras | Path | None = None,
         outputs: Sequence[str] = ("rgb",),
         *,
-        options: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
+        options: RenderOptions | None = None,
         backend: str = "auto",
         seen: SeenMap | None = None,
     ) -> None:
@@ -76,7 +77,8 @@ class Observer:
             raise InputError("the world says nothing of what was seen (coverage); reconstruct it with this version.")
         self.world, self.outputs = world, tuple(dict.fromkeys(outputs))
         self._cameras = world.cameras if cameras is None else cameras
-        self._options, self._backend, self._seen = options, backend, seen
+        own = RenderOptions(background=world.background or (0.0, 0.0, 0.0))
+        self._options, self._backend, self._seen = options or own, backend, seen
         needed = {part for name in self.outputs for part in NEEDS.get(name, (name,))}
         self._drawn = tuple(name for name in OUTPUTS if name in needed)
         self._cache = BackgroundCache()

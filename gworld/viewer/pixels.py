@@ -25,7 +25,7 @@ SETTLED = 0.25
 """Seconds without change after which a picture is drawn in full."""
 AIM = 0.05
 """Seconds that a picture should take while things move; its width adapts."""
-WHITE = RenderOptions(background=(1.0, 1.0, 1.0))
+WHITE = (1.0, 1.0, 1.0)
 
 
 @dataclass
@@ -47,6 +47,7 @@ class TruePixels:
         self.stage, self.server = stage, server
         self.on, self.width, self.note = False, 480, ""
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._drawing = RenderOptions(background=stage.world.background or WHITE)
         self._gaussians = gaussians_to(stage.world.gaussians, device=device)
         self._eyes: dict[int, _Eye] = {}
         self._ended = threading.Event()
@@ -69,7 +70,7 @@ class TruePixels:
         poses = transform_from_pose(torch.from_numpy(self.stage.poses.copy()).float()).to(self._gaussians.means)
         cameras = replace(cameras, K=cameras.K.to(poses), world_from_camera=cameras.world_from_camera.to(poses))
         with self._one, torch.no_grad():
-            rgb = render(self._gaussians, poses, cameras, outputs=("rgb",), options=WHITE).rgb
+            rgb = render(self._gaussians, poses, cameras, outputs=("rgb",), options=self._drawing).rgb
         assert rgb is not None
         return as_uint8(rgb[0, 0].cpu())
 
