@@ -207,8 +207,10 @@ class Dynamics(nn.Module):
             push = push + self.residual(scene, speed)
         free = scene.free & scene.present
         if self.config.forces:
-            mass = torch.where(free, nature.log_mass.clamp(-20, 20).exp(), torch.zeros_like(nature.log_mass))
-            push = push + self.forces(scene, place, mass)
+            # contacts need masses relative to each other in a scene, forces across a distance relative to all scenes
+            size = 3.0 * self.materials.power * torch.log(scene.scale / self.config.length)[:, None]
+            mass = (nature.log_mass + size).clamp(-20, 20).exp()
+            push = push + self.forces(scene, place, torch.where(free, mass, torch.zeros_like(mass)))
         return torch.where(free[..., None], push, torch.zeros_like(push)).view(-1, 3)
 
 

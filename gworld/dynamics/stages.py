@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gworld.dynamics.actuation import Drive
 from gworld.dynamics.contact import body_shapes, find_contacts, near_pairs
+from gworld.dynamics.forces import fit_forces
 from gworld.dynamics.network import Dynamics, bodies_of
 from gworld.dynamics.recordings import Recordings
 from gworld.dynamics.state import Motion, motion_from_poses, still_motion
@@ -43,24 +44,30 @@ class Fitted:
 
     drives: int = 0
     support: int = 0
+    forces: int = 0
 
 
 def fit_alone(model: Dynamics, data: Recordings, steps: int = 200) -> Fitted:
-    """Fit the drives and the support's friction of a model where they act alone; what has too few windows is left."""
+    """Fit the drives, the support's friction and forces across a distance where they act alone; what has too few
+    windows is left."""
+    forces = fit_forces(model.forces, model.materials, model.free.fall, data) if model.config.forces else 0
     drives = any(name in data.joints and drive.values for name, drive in data.drives.items())
     drives, support = drives and model.config.actuation, model.config.support
     if not (drives or support):
-        return Fitted()
+        return Fitted(forces=forces)
     room = clearance(model, data)
     return Fitted(
-        fit_drives(model, data, room, steps) if drives else 0, fit_support(model, data, room, steps) if support else 0
+        fit_drives(model, data, room, steps) if drives else 0,
+        fit_support(model, data, room, steps) if support else 0,
+        forces,
     )
 
 
-def alone_parameters(model: Dynamics) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """What the two fits find: the drives' coefficients, the support's."""
-    drives, support = model.actuation, model.support
-    return [drives.gain, drives.lag, drives.thrust], [support.brake, support.lever]
+def alone_parameters(model: Dynamics) -> tuple[list[torch.nn.Parameter], ...]:
+    """What the three fits find: the coefficients of the drives, of the support, of forces across a distance."""
+    drives, support, forces = model.actuation, model.support, [model.forces.strength, model.forces.exponent]
+    forces += [model.materials.power, model.free.fall] if model.config.forces else []
+    return [drives.gain, drives.lag, drives.thrust], [support.brake, support.lever], forces
 
 
 @torch.no_grad()

@@ -193,13 +193,13 @@ def _disturb(batch: Batch, config: TrainConfig, generator: torch.Generator) -> B
 
 def _slow(optimiser: torch.optim.Optimizer, fitted: Fitted, config: TrainConfig) -> None:
     """Let what was fitted alone learn on slowly; the rates are part of the optimiser's state."""
-    for group, windows in zip(optimiser.param_groups[2:], (fitted.drives, fitted.support), strict=True):
+    for group, windows in zip(optimiser.param_groups[2:], (fitted.drives, fitted.support, fitted.forces), strict=True):
         group["first"] *= config.settled if windows else 1.0
 
 
 def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
-    drives, support = alone_parameters(model) if isinstance(model, Dynamics) else ([], [])
-    apart = {id(p) for p in drives + support}
+    alone = alone_parameters(model) if isinstance(model, Dynamics) else ([], [], [])
+    apart = {id(p) for group in alone for p in group}
     single = [p for p in model.parameters() if p.ndim <= 1 and p.numel() <= 8 and not _in_net(model, p)]
     single = [p for p in single if id(p) not in apart]
     ids = {id(p) for p in single} | apart
@@ -207,8 +207,7 @@ def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
     return [
         {"params": single, "lr": config.rate, "first": config.rate},
         {"params": nets, "lr": 0.1 * config.rate, "first": 0.1 * config.rate},
-        {"params": drives, "lr": config.rate, "first": config.rate},
-        {"params": support, "lr": config.rate, "first": config.rate},
+        *({"params": group, "lr": config.rate, "first": config.rate} for group in alone),
     ]
 
 
