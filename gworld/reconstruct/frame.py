@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from gworld.capture.handlog import HandLog, solve_hand_eye_log
+from gworld.capture.handeye import compare_distances, hand_positions
+from gworld.capture.handlog import HandLog, hand_at_times, solve_hand_eye_log
 from gworld.capture.scale import parse_length, scale_from_depth, scale_from_length
 from gworld.capture.similarity import Similarity, apply_similarity
 from gworld.capture.upright import estimate_up, level_similarity, parse_up
@@ -24,6 +25,8 @@ class FrameOptions:
     """A known length, `A@X,Y+B@X,Y to A@X,Y+B@X,Y = 0.42 m`: two points, each marked in pictures A and B by pixels."""
     clock: float = 2.0
     """With a robot's log: its clock may be off by up to so many seconds."""
+    hand: float = 0.05
+    """With a robot's log: by what share distances between hand positions may be off in a world called metric."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,21 @@ def _by_hand(views: Views, options: FrameOptions, log: HandLog) -> tuple[Views, 
     poses = torch.stack([view.world_from_camera.double() for view in timed])
     times = torch.tensor([view.time for view in timed], dtype=torch.float64)
     found = solve_hand_eye_log(poses, times, log, max_offset=options.clock)
-    placed = apply_similarity(views, found.base_from_world, metric=True)
+    seen, known = hand_positions(found, poses), hand_at_times(log, times + found.time_offset)[:, :3, 3]
+    logged = torch.isfinite(known).all(1)
+    errors = compare_distances(seen[logged], known[logged])
+    off = float(errors.median()) if len(errors) else float("inf")
+    trusted = off <= options.hand
+    placed = apply_similarity(views, found.base_from_world, metric=trusted)
     agree = float(found.agree.double().mean())
-    scale = f"the robot's log ({agree:.0%} of pictures agree, {1e3 * found.position_rms:.1f} mm rms"
-    scale += f", clock off by {found.time_offset:+.2f} s)"
-    unsure = f"the log tells the scale only to {found.scale_spread:.0%}; move the hand further"
-    warnings = (unsure,) if found.scale_spread > 0.05 else ()
-    return placed, Frame("the robot's base", scale, found.base_from_world.scale, warnings)
+    scale = f"the robot's log ({agree:.0%} of pictures agree, {1e3 * found.position_rms:.1f} mm rms, distances"
+    scale += f" {off:.1%} off, clock off by {found.time_offset:+.2f} s)"
+    warnings = []
+    if not trusted:
+        warnings.append(
+            f"distances between hand positions are {off:.1%} off the robot's log (`--frame.hand {options.hand:g}`): "
+            "the poses are bent, and the world is not called metric"
+        )
+    if found.scale_spread > options.hand:
+        warnings.append(f"the log tells the scale only to {found.scale_spread:.0%}; move the hand further")
+    return placed, Frame("the robot's base", scale, found.base_from_world.scale, tuple(warnings))
