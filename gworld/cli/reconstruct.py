@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import shutil
@@ -38,10 +39,12 @@ from gworld.reconstruct.frame import FrameOptions, place_views
 from gworld.reconstruct.options import FitOptions
 from gworld.render.select import why_unavailable
 from gworld.scene.views import Views
+from gworld.viewer.follow import LIVE, SAVED_EVERY, WISH, Watched
 
 STAGES = "stages.json"
 OWN = ("config.yaml", STAGES, "footage", "poses", "checkpoints", "previews", "log.jsonl", "metrics.csv", "plan.json",
-       "world", "report.html", "orbit.mp4", "masks.mp4", "mesh.ply", "fixed", "fixed.json", ".lock")  # fmt: skip
+       "world", "report.html", "orbit.mp4", "masks.mp4", "mesh.ply", "fixed", "fixed.json", ".lock",
+       LIVE, WISH)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Options:
     """Up and scale."""
     fit: FitOptions = field(default_factory=FitOptions)
     """How Gaussians are fitted."""
+    view: bool = False
+    """Watch in the browser: progress, the Gaussians so far, any view beside its picture; pause and step."""
     resume: bool = False
     """Go on with the run in `--out` where it stopped, with the options it was begun with."""
     overwrite: bool = False
@@ -97,31 +102,46 @@ def make(options: Options) -> dict[str, Any]:
     """Reconstruct and return the figures; raises as `run`."""
     started = time.monotonic()
     options = _begin(options)
-    record = _Record(options.out)
-    try:
-        footage = _capture(options, record)
-        views = _pose(options, record, footage)
-        _place_fixed(options, record, views)
-        fit = _fit(options, record, views)
-        facts = write_outputs(Story(options.out, views, fit, dict(record.stages), _command(), options.mesh))
-    except KeyboardInterrupt:
-        say(f"interrupted; go on with: gworld reconstruct --resume --out {shlex.quote(str(options.out))}")
-        raise
+    with contextlib.ExitStack() as stack:
+        watched = stack.enter_context(Watched(options.out)) if options.view else None
+        record = _Record(options.out, watched)
+        try:
+            footage = _capture(options, record)
+            views = _pose(options, record, footage)
+            _place_fixed(options, record, views)
+            fit = _fit(options, record, views)
+            record.progress()("scores, coverage, report", 0.0)
+            facts = write_outputs(Story(options.out, views, fit, dict(record.stages), _command(), options.mesh))
+        except KeyboardInterrupt:
+            say(f"interrupted; go on with: gworld reconstruct --resume --out {shlex.quote(str(options.out))}")
+            raise
     facts["seconds"] = round(time.monotonic() - started, 1)
     return facts
 
 
 class _Record:
-    """Which stages of a run are done, and what was found in each; written after each."""
+    """Which stages of a run are done, and what was found in each; written after each. Tells who watches, too."""
 
-    def __init__(self, out: Path) -> None:
-        self.path = out / STAGES
+    def __init__(self, out: Path, watched: Watched | None = None) -> None:
+        self.path, self.watched = out / STAGES, watched
         self.stages: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
 
     def done(self, name: str, began: float, **facts: Any) -> None:
         """Note a finished stage and its seconds."""
         self.stages[name] = {"seconds": round(time.monotonic() - began, 2), **facts}
         write_json(self.path, self.stages)
+
+    def progress(self) -> Callable[[str, float], None]:
+        """What a stage tells of its progress: a line for the terminal, a word for viewers."""
+        line, watched = _progress(), self.watched
+        if watched is None:
+            return line
+
+        def tell(stage: str, share: float) -> None:
+            line(stage, share)
+            watched.tell(stage, share)
+
+        return tell
 
 
 def _begin(options: Options) -> Options:
@@ -131,7 +151,8 @@ def _begin(options: Options) -> Options:
         if not config.is_file():
             raise UsageError(f"`{options.out}` holds no run to resume (no config.yaml). Start one without `--resume`.")
         kept = config_from(Options, read_recipe(config), source=f"`{config}`")
-        return replace(kept, out=options.out, resume=True, json=options.json, mesh=options.mesh or kept.mesh)
+        kept = replace(kept, out=options.out, resume=True, json=options.json, view=options.view)
+        return replace(kept, mesh=options.mesh or kept.mesh)
     if bool(options.video) == (options.data is not None):
         raise UsageError("give footage (`--video FILE`) or posed pictures (`--data FOLDER`), one of the two.")
     if options.hand_log is not None and len(options.video) != 1:
@@ -176,7 +197,7 @@ def _clear(out: Path) -> None:
 
 def _capture(options: Options, record: _Record) -> Footage:
     """Pictures, and what moves in them masked."""
-    folder, began, tell = options.out / "footage", time.monotonic(), _progress()
+    folder, began, tell = options.out / "footage", time.monotonic(), record.progress()
     if options.data is not None:
         return _footage_of(known_views(options.data), folder)
     if "masks" in record.stages:
@@ -226,7 +247,7 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
         known = match_known(footage, known_views(options.poses_from))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    posed = find_poses(footage, folder, options.poses, known, _progress())
+    posed = find_poses(footage, folder, options.poses, known, record.progress())
     log = None if options.hand_log is None else read_hand_log(options.hand_log)
     sensor = footage.depth_scale if any(shot.depth for shot in footage.shots) else None
     views, frame = place_views(posed.views, options.frame, log, sensor)
@@ -246,12 +267,12 @@ def _place_fixed(options: Options, record: _Record, views: Views) -> None:
     began = time.monotonic()
     if not options.fixed or "fixed" in record.stages:
         return
-    footage = extract_footage(options.fixed, options.out / "fixed", options.capture, _progress())
+    footage = extract_footage(options.fixed, options.out / "fixed", options.capture, record.progress())
     cameras = [
         FixedCamera(c.name, c.width, c.height, tuple(s.image for s in shots_of(footage, k)), c.K, c.distortion)
         for k, c in enumerate(footage.cameras)
     ]
-    found = localise_cameras(views, cameras, progress=_progress())
+    found = localise_cameras(views, cameras, progress=record.progress())
     placed = Views(tuple(one.view for one in found), metric=views.metric)
     write_calibration(placed, options.out / "fixed.json")
     unit = "m" if views.metric else "units"
@@ -273,7 +294,17 @@ def _fit(options: Options, record: _Record, views: Views) -> Fit:
         appearance = replace(appearance, poses=not given)
     budget = options.fit.budget or ("" if own_steps else options.budget)
     fit = replace(options.fit, budget=budget, appearance=appearance)
-    result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=_progress())
+    progress, watched = record.progress(), record.watched
+    if watched is None:
+        result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=progress)
+    else:
+        fit = replace(fit, save_every=min(fit.save_every, SAVED_EVERY))  # what viewers see
+        result = watched.patient(
+            lambda again: fit_views(
+                views, fit, options.out, resume=again and latest_checkpoint(options.out) is not None, progress=progress
+            ),
+            options.resume,
+        )
     record.done("fit", began, steps=result.steps)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,8 @@ class Options:
     """Where to compute: cpu or cuda."""
     seed: int = 0
     """Draws weights and windows."""
+    view: bool = False
+    """Watch in the browser: the course of the error; pause and step."""
     json: bool = False
     """Print one JSON object on stdout instead of lines for people."""
 
@@ -59,7 +62,9 @@ def run(options: Options) -> None:
     from gworld.dynamics.baselines import ConstantVelocity, Copy
     from gworld.dynamics.network import Dynamics, NetworkConfig
     from gworld.dynamics.recordings import recordings_to, split_recordings
-    from gworld.dynamics.train import TrainConfig, train, validate
+    from gworld.dynamics.judge import validate
+    from gworld.dynamics.train import TrainConfig, train
+    from gworld.viewer.follow import Watched
 
     if (options.law is None) == (options.episodes is None):
         raise UsageError("one of `--episodes` and `--law` is needed, to learn from.")
@@ -84,7 +89,16 @@ def run(options: Options) -> None:
     say(f"{len(learn)} episodes of {learn.poses.shape[1]} steps to learn from, {len(judge)} to judge by")
     learn, judge = recordings_to(learn, options.device), recordings_to(judge, options.device)
     model = Dynamics(network).to(options.device)
-    done = train(model, learn, judge, config, options.out, lambda step, loss: say(f"  step {step}: {loss:.5f} radii"))
+    with contextlib.ExitStack() as stack:
+        watched = stack.enter_context(Watched(options.out)) if options.view else None
+
+        def told(step: int, loss: float) -> None:
+            say(f"  step {step}: {loss:.5f} radii")
+            if watched is not None:
+                watched.tell(f"step {step} of {options.steps}: {loss:.5f} radii off held out", step / options.steps)
+                watched.rest()
+
+        done = train(model, learn, judge, config, options.out, told)
     values = {
         "error": validate(done.model, judge),
         "constant_velocity": validate(ConstantVelocity(), judge),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from gworld.scene.rollout import Rollout
     from gworld.scene.world import World
+    from gworld.viewer.app import Viewer
+    from gworld.viewer.live import LiveViewer
 
 MAX_EPISODES = 1000
 Recordings = dict[str, "Callable[[], Rollout]"]
@@ -54,6 +57,8 @@ class Options:
     """Steps per second when agents are driven."""
     keep: Path = Path("driven")
     """Folder for recorded drives."""
+    follow: bool = False
+    """Watch the run in SOURCE while it is made; so is a run that has no world yet."""
     export: Path | None = None
     """Write a page (.html) that plays the first recording without a server, and leave."""
     seconds: float | None = None
@@ -86,6 +91,9 @@ def run(options: Options) -> None:
         import gworld.viewer.gate  # noqa: F401 - asked for before anything is read
     except ImportError as error:
         raise MissingBackendError(f"the viewer needs viser ({error}). Run `pip install 'viser>=1.1,<2'`.") from error
+    if options.follow or _in_progress(options.source):
+        _watch(options)
+        return
     found = _open(options)
     if found.note:
         say(found.note)
@@ -112,6 +120,28 @@ def _export(found: _Found, options: Options) -> None:
     say("next: open it in a browser; it needs no server")
 
 
+def _in_progress(source: Path) -> bool:
+    """Whether a path is a run that has no world yet."""
+    begun = any((source / name).exists() for name in ("live.json", "checkpoints", "stages.json"))
+    return begun and not any((source / name / "world.json").is_file() for name in ("", "world"))
+
+
+def _watch(options: Options) -> None:
+    """Show a run while it is made, from the files that it leaves; everything else on this machine goes first."""
+    from gworld.viewer.app import ViewOptions
+    from gworld.viewer.live import LiveViewer
+
+    if options.export is not None:
+        raise UsageError(f"`{options.source}` has no world yet, so there is nothing to export.")
+    if not options.source.is_dir():
+        raise InputError(f"`{options.source}` is no run folder, so it cannot be followed.")
+    with contextlib.suppress(OSError):
+        os.nice(10)
+    world = None if options.world is None else _load(options.world, options)
+    settings = ViewOptions(options.host, options.port, options.clients, min(options.splats, 200_000), options.keep)
+    _stay(LiveViewer(options.source, settings, world), options)
+
+
 def _serve(found: _Found, options: Options) -> None:
     from gworld.viewer.app import Subject, Viewer, ViewOptions
 
@@ -119,6 +149,18 @@ def _serve(found: _Found, options: Options) -> None:
                       _views(found.world))  # fmt: skip
     settings = ViewOptions(options.host, options.port, options.clients, options.splats, options.keep)
     viewer = Viewer(subject, settings)
+    _stay(viewer, options)
+    if "kept" in viewer.message:
+        say(viewer.message)
+
+
+def _stay(viewer: Viewer | LiveViewer, options: Options) -> None:
+    """Say where a viewer listens, and run it until it is ended."""
+
+    def leave(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)  # what is being recorded is kept then too
     try:
         for line in addresses(viewer.gate.address, viewer.gate.port, viewer.gate.token is not None):
             say(line)
@@ -127,9 +169,8 @@ def _serve(found: _Found, options: Options) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
             viewer.run(options.seconds)
     finally:
+        signal.signal(signal.SIGTERM, before)
         viewer.close()
-    if "kept" in viewer.message:
-        say(viewer.message)
 
 
 def addresses(address: str, port: int, token: bool) -> list[str]:

@@ -32,22 +32,44 @@ class Stage:
     def __init__(
         self, server: viser.ViserServer, world: World, limit: int = 1_000_000, views: np.ndarray | None = None
     ) -> None:
-        self.server, self.world, self.views = server, world, views
-        self.clouds = make_clouds(world, limit)
+        self.server, self.world, self.views, self.limit = server, world, views, limit
+        self.mode, self.sent, self.drawn = "rgb", 0, True
+        self._act: Callable[[viser.ClientHandle, int], None] | None = None
+        self._build()
+        self._look()
+
+    def _build(self) -> None:
+        """Put everything up, where the links rest."""
+        world = self.world
+        self.clouds = make_clouds(world, self.limit)
         self.poses = pose_from_transform(world.rest_poses()).numpy()
         self.visible = dict.fromkeys((entity.name for entity in world.entities), True)
-        self.sent = 0
         self._names = node_names(world)
         self._splats: dict[int, viser.GaussianSplatHandle] = {}
         self._links = self._frames()
-        self._frusta = self._cameras(world.cameras) if world.cameras is not None else []
-        self.paint("rgb")
-        self._look()
+        self._frusta = self._cameras(world.cameras) if world.cameras is not None else {}
+        self.paint(self.mode)
 
     @property
     def shown(self) -> int:
         """Splats that were sent."""
         return sum(len(cloud.rows) for cloud in self.clouds)
+
+    def update(self, world: World, views: np.ndarray | None = None) -> None:
+        """Show another world in place of this one; where only Gaussians changed, only they travel."""
+        before, self.world, self.views = self.world, world, views
+        same = (before.links, before.entities) == (world.links, world.entities) and before.cameras is world.cameras
+        with self.server.atomic():
+            if not same:
+                for root in {f"/{path.split('/')[1]}" for path in self._names.values()}:
+                    self.server.scene.remove_by_name(root)
+                self._build()
+                self._listen()
+                return
+            self.clouds = make_clouds(world, self.limit)
+            for link in set(self._splats) - {cloud.link for cloud in self.clouds}:
+                self._splats.pop(link).remove()
+            self.paint(self.mode)
 
     def show(self, poses: Float[np.ndarray, "L 7"]) -> None:
         """Move the links that are elsewhere now (world_from_link, metres, wxyz)."""
@@ -64,19 +86,20 @@ class Stage:
 
     def paint(self, mode: str) -> None:
         """Send the splats in other colours: the one time that they travel again."""
+        self.mode = mode
         colours = colours_of(self.world, mode, self.views)
-        shown = not self._splats or next(iter(self._splats.values())).visible
         for cloud in self.clouds:
-            self._splats[cloud.link] = self._send(cloud, colours[cloud.rows], shown)
+            self._splats[cloud.link] = self._send(cloud, colours[cloud.rows], self.drawn)
 
     def draw_splats(self, wanted: bool) -> None:
         """Let the browser draw splats, or not, where true pixels take their place."""
+        self.drawn = wanted
         for node in self._splats.values():
             node.visible = wanted
 
     def draw_cameras(self, wanted: bool) -> None:
         """Show the frustums of the world's cameras, or not."""
-        for node in self._frusta:
+        for node in self._frusta.values():
             node.visible = wanted
 
     def draw_entity(self, name: str, wanted: bool) -> None:
@@ -101,9 +124,29 @@ class Stage:
             client.camera.position = pose[:3]
             client.camera.fov = field_of_view(self.world.cameras, index)
 
+    def begin_at(self, index: int) -> None:
+        """Have visitors start where one of the world's cameras is, about what it looks at."""
+        pose, (center, radius) = self.camera_pose(index), self._extent()
+        forward = transform_from_pose(torch.from_numpy(pose))[:3, 2].numpy()
+        ahead = float(forward @ (center.numpy() - pose[:3]))
+        self._begin(pose[:3], pose[:3] + max(ahead, 0.1 * radius) * forward)
+
+    def greet(self, client: viser.ClientHandle) -> None:
+        """Put a visitor who came before the stage was there, or before it was turned, where the others start."""
+        with client.atomic():
+            client.camera.up_direction = (0.0, 0.0, 1.0)
+            client.camera.position, client.camera.look_at = self._start
+
     def on_enter(self, act: Callable[[viser.ClientHandle, int], None]) -> None:
         """Call when a visitor clicks on a frustum."""
-        for index, node in enumerate(self._frusta):
+        self._act = act
+        self._listen()
+
+    def _listen(self) -> None:
+        act = self._act
+        if act is None:
+            return
+        for index, node in self._frusta.items():
 
             @node.on_click
             def _(event: Any, index: int = index) -> None:
@@ -129,19 +172,21 @@ class Stage:
             visible=visible,
         )  # fmt: skip
 
-    def _cameras(self, cameras: Cameras) -> list[viser.CameraFrustumHandle]:
+    def _cameras(self, cameras: Cameras) -> dict[int, viser.CameraFrustumHandle]:
         every = math.ceil(len(cameras) / MAX_FRUSTUMS)
-        size = 0.08 * self._extent()[1]
-        nodes = []
+        places = cameras.world_from_camera[:: max(1, len(cameras) // 400), :3, 3].float()
+        apart = torch.cdist(places, places).fill_diagonal_(math.inf).amin(1)
+        apart = apart[torch.isfinite(apart) & (apart > 0)]
+        near = float(apart.median()) if len(apart) else math.inf
+        size = min(0.08 * self._extent()[1], 0.5 * near)  # neighbours are not to hide each other
+        nodes = {}
         for index in range(0, len(cameras), every):
             link = cameras.links[index] if cameras.links else 0
             pose = pose_from_transform(cameras.world_from_camera[index].float()).numpy()
-            nodes.append(
-                self.server.scene.add_camera_frustum(
-                    f"{self._names[link]}/camera {index}", field_of_view(cameras, index),
-                    cameras.width / cameras.height, scale=size, thickness=1.5, thickness_units="screen",
-                    color=(90, 90, 100), position=pose[:3], wxyz=pose[3:],
-                )
+            nodes[index] = self.server.scene.add_camera_frustum(
+                f"{self._names[link]}/camera {index}", field_of_view(cameras, index),
+                cameras.width / cameras.height, scale=size, thickness=1.5, thickness_units="screen",
+                color=(90, 90, 100), position=pose[:3], wxyz=pose[3:],
             )  # fmt: skip
         return nodes
 
@@ -157,10 +202,13 @@ class Stage:
         view = fit_view(points, 4, 3, fov_y=0.9).world_from_camera[0]
         eye = center + room * (view[:3, 3] - center)
         self.server.scene.set_up_direction("+z")
-        self.server.initial_camera.position = eye.numpy().astype(float)
-        self.server.initial_camera.look_at = center.numpy().astype(float)
         self.server.initial_camera.fov = 0.9
         self.server.initial_camera.near = max(1e-3, 0.01 * radius)
+        self._begin(eye.numpy(), center.numpy())
+
+    def _begin(self, eye: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"]) -> None:
+        self._start = eye.astype(float), target.astype(float)
+        self.server.initial_camera.position, self.server.initial_camera.look_at = self._start
 
 
 def node_names(world: World) -> dict[str | int, str]:
