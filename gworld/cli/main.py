@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),
     "simulate": ("gworld.cli.simulate", "Run a world under any actions of all its agents, to video and labels."),
+    "evaluate": ("gworld.cli.evaluate", "Judge a rollout or a run: errors beside baselines, physics, films, in one page."),
     "view": ("gworld.cli.view", "Look into a world in the browser: play rollouts, drive agents, see true pixels."),
     "render": ("gworld.cli.render", "Render a world or a splat file along a camera path to video or pictures."),
     "doctor": ("gworld.cli.doctor", "Say which backends and components work here, and what mends the others."),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import shlex
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ import tyro
 
 from gworld.cli.options import print_json, say
 from gworld.errors import UsageError
-from gworld.files import refuse_existing
+from gworld.files import refuse_existing, write_json
 from gworld.render.api import BackendName
 
 if TYPE_CHECKING:
@@ -115,6 +118,7 @@ def run(options: Options) -> None:
         "seconds": round(time.monotonic() - begin, 3),
         "moved_by": stepper.note,
     }
+    write_record(options, facts)
     _close(options, facts)
 
 
@@ -161,6 +165,28 @@ def tell_clipped(clipped: dict[str, int], source: str) -> None:
     if clipped:
         parts = ", ".join(f"{name} {count}x" for name, count in sorted(clipped.items())[:8])
         say(f"cut to the limits in `{source}`: {parts}")
+
+
+def write_record(options: Options, facts: dict[str, Any]) -> None:
+    """What `gworld evaluate` wants to know of a run, in OUT-run.json beside its video: command, world, costs."""
+    begun = max(facts["seconds"], 1e-9)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    costs = {
+        "steps per second, drawing included": f"{facts['steps'] * facts['worlds'] / begun:.1f}",
+        "frames per second": f"{facts['frames'] / begun:.1f}",
+        "whole run": f"{begun:.1f} s, {facts['steps']} steps, {facts['frames']} frames, {facts['worlds']} worlds",
+        "memory, at most": f"{held:.0f} MB",
+        "Gaussians": f"{facts['gaussians']:,}",
+    }
+    record = {
+        "command": shlex.join(["gworld", *sys.argv[1:]]),
+        "world": str(options.world),
+        "dynamics": None if options.dynamics is None else str(options.dynamics),
+        "truth": facts.get("truth"),
+        "moved_by": facts["moved_by"],
+        "costs": costs,
+    }
+    write_json(options.out.with_name(f"{options.out.stem}-run.json"), record)
 
 
 def _check(options: Options) -> None:

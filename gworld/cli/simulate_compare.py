@@ -44,7 +44,7 @@ def compare_run(world: World, stepper: Stepper, settings: EngineOptions, options
     refuse_existing(errors, overwrite=options.overwrite)
     episode = load_episode(options.compare, options.number)
     table = load_table(world, options) or table_from_episode(episode, world, str(options.compare))
-    truth, state, start = _truth(world, episode, settings)
+    truth, state, start = true_motion(world, episode)
     left = float(episode.times[-1] - episode.times[0]) - start
     count = steps_for(min(options.seconds or left, left), settings.step)
     engine = Engine(world, stepper, settings)
@@ -64,7 +64,8 @@ def compare_run(world: World, stepper: Stepper, settings: EngineOptions, options
         run = run_engine(engine, ticked(tell_table(engine, table, count, start), count), count, (options.seed,), watch)
     _write_rows(errors, rows)
     files = [str(options.out), str(errors), *write_motion(world, run, options)]
-    return facts_of(options, run, files, count // look.every + 1, _verdict(rows))
+    source = {"episodes": str(options.compare), "number": options.number, "start": start}
+    return facts_of(options, run, files, count // look.every + 1, _verdict(rows)) | {"truth": source}
 
 
 def swap_run(world: World, stepper: Stepper, settings: EngineOptions, options: Options) -> dict[str, Any]:
@@ -119,8 +120,11 @@ def _moved_otherwise(world: World, one: Rollout, two: Rollout) -> list[str]:
     return [entity.name for entity in world.entities if bool(apart[list(entity.links)].any())]
 
 
-def _truth(world: World, episode: Episode, settings: EngineOptions) -> tuple[Rollout | None, WorldState | None, float]:
-    """The recorded motion of the world's links from the frame on where the run starts, the state there, and when."""
+def true_motion(
+    world: World, episode: Episode, begin: float | None = None
+) -> tuple[Rollout | None, WorldState | None, float]:
+    """The recorded motion of the world's links from `begin` (seconds into the episode; its third frame when None) on,
+    on a clock that starts there, the state there, and the seconds at which it really starts; nothing without poses."""
     if episode.link_poses is None or len(episode) < 2:
         return None, None, 0.0
     names = [link.name for link in world.links]
@@ -137,12 +141,16 @@ def _truth(world: World, episode: Episode, settings: EngineOptions) -> tuple[Rol
         poses[:, names.index(name)] = torch.where(
             gaps[:, None], _last_known(found, gaps, rest[names.index(name)]), found
         )
-    begin = min(CONTEXT, len(episode) - 1) - 1
     clock = (episode.times - episode.times[0]).double()
+    first = (
+        min(CONTEXT, len(episode) - 1) - 1
+        if begin is None
+        else min(int((clock - begin).abs().argmin()), len(clock) - 2)
+    )
     dt = float(clock[1:].diff().median()) if len(clock) > 2 else float(clock[1])
-    motion = motion_from_poses(poses[None, : begin + 1], dt)
+    motion = motion_from_poses(poses[None, max(0, first + 1 - CONTEXT) : first + 1], dt)
     state = WorldState(motion.world_from_link[0], motion.twists[0], torch.zeros(0, len(names), 7))
-    return Rollout(clock[begin:] - clock[begin], poses[begin:], tuple(names)), state, float(clock[begin])
+    return Rollout(clock[first:] - clock[first], poses[first:], tuple(names)), state, float(clock[first])
 
 
 def _last_known(poses: Tensor, gaps: Tensor, rest: Tensor) -> Tensor:

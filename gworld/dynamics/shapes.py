@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gworld.errors import InputError
 from gworld.geometry import matrix_from_quat, normalize_quat
-from gworld.scene.gaussians import Gaussians
+from gworld.scene.gaussians import Gaussians, select_gaussians
 
 ROUND = 0.01
 """Largest spread of the Gaussians' distances from one centre, as part of the radius, of what is taken for a ball."""
@@ -27,6 +27,8 @@ OPAQUE = 0.3
 SMALLEST_PLANE = 1 / 80
 """Surface that a plane must hold to count, over that of the static scene or of the square the objects take up."""
 NEIGHBOURS = 12
+FLAT, SMALL = 0.25, 0.1
+"""Thickness over width below which a Gaussian is a piece of surface; its greatest width over the objects' spread."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,18 @@ def solid_from_gaussians(gaussians: Gaussians) -> Solid:
 def planes_from_gaussians(gaussians: Gaussians, inside: Float[Tensor, "N 3"]) -> Float[Tensor, "Q 4"]:
     """Half-spaces `n . x >= d` (rows n, d) bounded by large flat parts of a static scene, with all of `inside` free.
 
-    Planes are found one after the other, the one with the most surface first. A plane counts when most of `inside`
-    stands over its surface (a table's top, not its edge), none behind it, and no other counts before it.
+    Only flat Gaussians that are small beside the room the objects take up tell of surfaces: of a fitted scene, most
+    are blobs. Planes are found one after the other, the one with the most surface first. A plane counts when most of
+    `inside` stands over its surface (a table's top, not its edge), none behind it, and no other counts before it.
     """
-    means, normals, sizes = _surface(gaussians)
-    area = sizes**2
     places = inside.double().numpy()
     span = float(np.ptp(places, axis=0).max()) if len(places) > 1 else np.inf
+    axes = gaussians.log_scales.detach().double().exp().sort(dim=1).values
+    sheets = (axes[:, 0] < FLAT * axes[:, 1]) & (axes[:, 2] < max(SMALL * span, 2.0 * float(axes[:, 2].median())))
+    means, normals, sizes = _surface(select_gaussians(gaussians, sheets))
+    area = sizes**2
+    if not len(means):
+        return torch.zeros(0, 4, dtype=torch.float64)
     least, left = SMALLEST_PLANE * min(area.sum(), 2.0 * span**2), np.ones(len(means), bool)
     planes: list[np.ndarray] = []
     for _ in range(24):

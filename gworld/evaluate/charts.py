@@ -27,12 +27,14 @@ VIRIDIS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of points; gaps are NaN. `dashed` lines are references."""
+    """A named series of points; gaps are NaN. `dashed` lines are references; a band from `low` to `high` is shaded."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     dashed: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def scaled_colors(values: np.ndarray, anchors: np.ndarray = INFERNO) -> np.ndarray:
@@ -49,7 +51,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, points: boo
     drawn = [(line, data) for line, data in drawn if len(data)]
     if not drawn:
         return Fragment("")
-    everything = np.concatenate([data for _, data in drawn])
+    bands = [_clean(Line("", line.x, side)) for line, _ in drawn for side in (line.low, line.high) if len(side)]
+    everything = np.concatenate([*(data for _, data in drawn), *bands])
     x_ticks, y_ticks = (ticks(everything[:, axis].min(), everything[:, axis].max()) for axis in (0, 1))
     to_x, to_y = _axis(x_ticks, LEFT, WIDTH - RIGHT), _axis(y_ticks, HEIGHT - BOTTOM, TOP)
     parts = [_frame(x_ticks, y_ticks, to_x, to_y, x_label, y_label)]
@@ -57,6 +60,7 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, *, points: boo
         color = f"var({COLORS[index % len(COLORS)]})"
         places = [(to_x(x), to_y(y)) for x, y in data]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(_band(line, to_x, to_y, color))
         dash = ' stroke-dasharray="5 4"' if line.dashed else ""
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"{dash}/>')
         if points or len(data) == 1:
@@ -194,6 +198,15 @@ def _frame(
         f"{text(y_label)}</text>"
     )
     return "".join(parts)
+
+
+def _band(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float], color: str) -> str:
+    """The shaded space between a line's bounds."""
+    if not len(line.low) or not len(line.high):
+        return ""
+    above, below = _clean(Line("", line.x, line.high)), _clean(Line("", line.x, line.low))
+    path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in np.concatenate([above, below[::-1]]))
+    return f'<polygon points="{path}" fill="{color}" fill-opacity="0.16"/>'
 
 
 def _legend(lines: Sequence[Line]) -> str:

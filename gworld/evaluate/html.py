@@ -1,8 +1,8 @@
 """Pages in one file: fragments of HTML made of plain data, and the page around them.
 
 Every function returns a piece of HTML as `Fragment`; text that comes from outside is escaped by `text` or by the
-functions that take strings. A page needs no network and no script: pictures are in it, charts are SVG (`charts.py`),
-light and dark follow the reader's system, and it prints.
+functions that take strings. A page needs no network and no script: pictures and films are in it, charts are SVG
+(`charts.py`), light and dark follow the reader's system, and it prints.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ font-variant-numeric:tabular-nums;font-weight:600}.tile small{font-size:12.5px;l
 table{border-collapse:collapse;margin:8px 0;font-variant-numeric:tabular-nums;font-size:14px;max-width:100%}
 th,td{text-align:left;padding:4px 16px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft)}td.n,th.n{text-align:right}.scroll{overflow-x:auto}
-figure{margin:10px 0}figcaption{font-size:13px;margin-top:4px}img,svg{max-width:100%;height:auto;display:block}
-img{border-radius:3px;background:#000}.row{display:grid;gap:8px;margin:6px 0 16px}
+figure{margin:10px 0}figcaption{font-size:13px;margin-top:4px}img,svg,video{max-width:100%;height:auto;display:block}
+img,video{border-radius:3px;background:#000}.row{display:grid;gap:8px;margin:6px 0 16px}
 .row figure{margin:0}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:18px}
 pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 12px;font-size:13px;
 overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0}
@@ -182,6 +182,12 @@ def image(pixels: np.ndarray, alt: str, *, longest: int = 640, lossless: bool = 
     return Fragment(f'<img {size} alt="{text(alt)}" src="data:image/{kind};base64,{encoded(data.getvalue())}">')
 
 
+def film(data: bytes, alt: str) -> Fragment:
+    """An MP4 in the page itself, playing over and over without sound."""
+    source = f"data:video/mp4;base64,{encoded(data)}"
+    return Fragment(f'<video controls autoplay loop muted playsinline title="{text(alt)}" src="{source}"></video>')
+
+
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """Pixels `[H,W,C]` as uint8; floats are meant as 0..1, NaN becomes black."""
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape:
@@ -204,7 +210,7 @@ def page(title: str, *parts: Fragment, footer: str = "") -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         # Nothing may be loaded and nothing may run, whatever stands in the text.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; '
         "style-src 'unsafe-inline'\">"
         f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body><main>\n{inner}\n"
         f"<footer>{text(footer)}</footer></main></body></html>\n"
