@@ -46,7 +46,9 @@ class Materials(nn.Module):
         told = BOUND * torch.tanh(self.shape(traits))
         volume = shape_values(scene, "volume") / scene.scale[:, None] ** 3
         log_mass = self.power * torch.log(volume.clamp_min(1e-9)) + told[..., 0] + belief[..., 0]
-        return Nature(log_mass, 0.5 * self.bounce + told[..., 1], 0.5 * self.grip + told[..., 2])
+        bounce = 0.5 * self.bounce + told[..., 1]
+        bounce = bounce + 0.5 * belief[..., 1] if belief.shape[-1] > 1 else bounce
+        return Nature(log_mass, bounce, 0.5 * self.grip + told[..., 2])
 
 
 def restitution_of(nature: Nature, a: Tensor, b: Tensor) -> Float[Tensor, " Q"]:
