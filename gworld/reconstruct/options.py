@@ -26,8 +26,6 @@ class Rates:
     """Logits of opacities."""
     colours: float = 2.5e-3
     """Mean colours; view-dependent colour learns at a twentieth of it."""
-    end: float = 1.0
-    """What is left at the end of the rates of all but positions."""
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,10 @@ def _move_gaussians(
     of_means = decayed(rates.means, rates.means_end, progress) * setting.width
     named = {
         "means": of_means,
-        "quats_wxyz": decayed(rates.quats, rates.end, progress),
-        "log_scales": decayed(rates.scales, rates.end, progress),
-        "opacity_logits": decayed(rates.opacities, rates.end, progress),
-        "sh": decayed(rates.colours, rates.end, progress),
+        "quats_wxyz": rates.quats,
+        "log_scales": rates.scales,
+        "opacity_logits": rates.opacities,
+        "sh": rates.colours,
     }
     state.adam = gaussians_step(setting.tools, params, gradients, state.adam, named, touched)
     if options.density == "mcmc":
