@@ -15,7 +15,7 @@ import tests.typecheck  # noqa: F401 - the hook below finds it by name
 # (Not the command line's: its options hold placeholders while they are parsed.)
 CHECKED = (
     "agents", "bench", "capture", "checkpoint", "config", "data", "dynamics", "evaluate", "files", "formats",
-    "geometry", "reconstruct", "render", "runlog", "scene", "simulate", "verbs", "viewer",
+    "geometry", "reconstruct", "refine", "render", "runlog", "scene", "simulate", "verbs", "viewer",
 )  # fmt: skip
 _HOOK = install_import_hook([f"gworld.{room}" for room in CHECKED], "tests.typecheck.check")
 
