@@ -17,17 +17,25 @@ import torch
 import gworld as gw
 from gworld.data.shapes import plain as paint
 from gworld.data.shapes import sphere
+from gworld.data.store import open_episodes, read_episode
 from gworld.errors import InputError, UsageError
+from gworld.formats.registry import read_table
 from gworld.geometry import invert_transform, pose_from_transform, transform_from_pose
+from gworld.render.video import read_video
+from gworld.scene.cameras import Cameras, intrinsics, look_at
 from gworld.scene.episode import Episode
 from gworld.scene.links import Link
 from gworld.scene.rollout import Rollout
-from gworld.scene.world import Entity, World
+from gworld.scene.world import ActionSpec, Entity, World
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.files import read_rollout
+from gworld.simulate.tasks import Task
 from gworld.viewer.app import Subject, Viewer, ViewOptions
 from gworld.viewer.driver import Driver, write_driven
+from gworld.viewer.drives import Drives
 from gworld.viewer.export import export_page
+from gworld.viewer.keep import keep_as
+from gworld.viewer.keys import steer, wheel_of
 from gworld.viewer.panels import plain
 from gworld.viewer.player import Player, fit_rollout, rollout_of
 from gworld.viewer.splats import colours_of, coverage_colours, make_clouds, thin_out
@@ -238,6 +246,11 @@ def viewer(world: World, driver: Driver, tmp_path: Path) -> Iterator[Viewer]:
     made.close()
 
 
+def drives(viewer: Viewer) -> Drives:
+    assert viewer.drives is not None
+    return viewer.drives
+
+
 def still(world: World, count: int = 4) -> Rollout:
     poses = pose_from_transform(world.rest_poses()).expand(count, -1, -1).clone()
     poses[:, 2, 0] += torch.linspace(0, 0.5, count)
@@ -284,26 +297,131 @@ def test_the_loop_plays_and_records(viewer: Viewer, tmp_path: Path) -> None:
     viewer.run(0.15)
     assert viewer.player is not None and viewer.player.playing and viewer.player.time > 0
     assert viewer.stage.poses[2, 0] > 1e-3
-    viewer.do(viewer.record)
+    viewer.do(lambda: drives(viewer).record())
     viewer.run(0.2)
     assert viewer.driver is not None and viewer.driver.recording and viewer.live and not viewer.player.playing
-    viewer.do(viewer.record)
+    viewer.do(lambda: drives(viewer).record())
     viewer.run(0.1)
     kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
-    assert kept == ["drive-001-actions.parquet", "drive-001.parquet"] and "drive-001" in viewer.recordings
+    assert kept == ["drive-001-actions.parquet", "drive-001.parquet", "episodes"] and "drive-001" in viewer.recordings
     assert "kept" in viewer.message
     viewer.do(lambda: viewer.open_recording("drive-001"))
-    viewer.do(lambda: viewer.branch(True))
-    viewer.do(lambda: viewer.choose("left", "nonsense"))
+    viewer.do(lambda: drives(viewer).branch(True))
+    viewer.do(lambda: drives(viewer).choose("left", "nonsense"))
     viewer.run(0.05)
     assert len(viewer.player.rollout) > 3 and "cannot be driven by" in viewer.message
 
 
 def test_what_is_being_recorded_when_it_ends_is_kept(viewer: Viewer, tmp_path: Path) -> None:
-    viewer.do(viewer.record)
+    viewer.do(lambda: drives(viewer).record())
     viewer.run(0.2)
     viewer.close()
     assert len(read_rollout(tmp_path / "kept" / "drive-001.parquet")) > 2
+
+
+def test_two_branches_from_one_state_are_compared(viewer: Viewer, world: World) -> None:
+    """One branch goes left, one right from the same state; both replay bit by bit from rest, and one is the ghost."""
+    hand, drive = drives(viewer), drives(viewer).driver
+
+    def go(speed: float, steps: int) -> None:
+        drive.tell("cart", 0, speed)
+        for _ in range(steps):
+            drive.step()
+
+    go(0.3, 5)
+    hand.branch(False)
+    there = drive.poses
+    go(0.5, 10)
+    first = drive.driven()
+    assert first is not None and drive.left
+    hand.branch(True)
+    assert np.array_equal(drive.poses, there) and "branch 1" in viewer.recordings and not drive.left
+    assert viewer.ghost is not None and viewer.gap is not None and viewer.gap.distance < 1e-6
+    go(-0.5, 10)
+    viewer.show(drive.poses, drive.time)
+    assert viewer.gap.body == "cart" and viewer.gap.distance == pytest.approx(2 * 0.5 * 10 / 30, abs=2e-3)
+    second = drive.driven()
+    assert second is not None and len(second) == len(first) == 16
+    assert np.array_equal(second.link_poses[:6].numpy(), first.link_poses[:6].numpy())
+    for branch in (first, second):
+        again = gw.simulate(world, {name: value[:-1] for name, value in branch.actions.items()}, step=1 / 30)
+        assert np.array_equal(again.link_poses.numpy(), branch.link_poses.numpy())
+    viewer.compare("branch 1", "side by side")
+    assert viewer.ghost.mode == "side by side"
+    viewer.compare("nothing")
+    assert viewer.ghost is None and viewer.gap is None
+
+
+def test_an_agent_obeys_the_visitor_who_took_it(viewer: Viewer) -> None:
+    hand = drives(viewer)
+    hand.take("left", 7)
+    hand.tell("left", 0, 0.5, 3)
+    assert hand.driver.told["left"][0] == 0.0 and "visitor 7 has taken left" in viewer.message
+    hand.tell("left", 0, 0.5, 7)
+    hand.tell("right", 0, 0.25, 3)
+    assert hand.driver.told["left"][0] == 0.5 and hand.driver.told["right"][0] == 0.25
+    hand.choose("left", "random", 3)
+    hand.take("left", 3)
+    assert hand.driver.modes["left"] == "sliders" and hand.owners == {"left": 7}
+    hand.leave(7)
+    hand.take("left", 3)
+    hand.take("left", 3)
+    assert hand.owners == {}
+
+
+def test_keys_drive_what_slides_and_steers(viewer: Viewer) -> None:
+    hand = drives(viewer)
+    assert list(hand.wheels) == ["cart"]
+    hand.keys(1, "IJ")
+    assert hand.driver.told["cart"].tolist() == [0.5, 0.0, 2.0] and viewer.live
+    hand.keys(1, "JK")
+    assert hand.driver.told["cart"].tolist() == [-0.5, 0.0, 2.0]
+    hand.leave(1)
+    assert hand.driver.told["cart"].tolist() == [0.0, 0.0, 0.0]
+    hand.take("cart", 2)
+    hand.keys(1, "I")
+    assert hand.driver.told["cart"].tolist() == [0.0, 0.0, 0.0]
+    car = ActionSpec(("vehicle/steer", "vehicle/accelerate"), ("rad", "m/s^2"), (-0.6, -3), (0.6, 2))
+    assert steer(car, wheel_of(car), "KL") == {0: -0.6, 1: -3.0} and steer(car, wheel_of(car), "") == {0: 0.0, 1: 0.0}
+    slide = ActionSpec(("x/velocity", "y/velocity"), ("m/s",) * 2, (-1, -1), (1, 1))
+    assert steer(slide, wheel_of(slide), "J") == {0: 0.0, 1: 1.0} == steer(slide, wheel_of(slide), "U")
+    assert wheel_of(hand.driver.engine.specs["left"]) == {}
+
+
+def test_experts_and_adversaries_drive_where_they_can(world: World) -> None:
+    driver = Driver(Engine(world), task=Task("reach", ("left",), target=(-0.2, 0.2, 0.4)))
+    assert driver.choices("left")[-2:] == ("expert", "adversarial") and "expert" not in driver.choices("right")
+    driver.choose("left", "expert")
+    for _ in range(3):
+        driver.step()
+    assert driver.behaviours() == {"left": "expert", "right": "human", "cart": "human"}
+
+
+def test_a_drive_is_kept_as_an_episode_with_its_film(viewer: Viewer, tmp_path: Path) -> None:
+    hand = drives(viewer)
+    hand.driver.tell("cart", 1, 0.4)
+    for _ in range(5):
+        hand.driver.step()
+    hand.keep(hand.driver.driven(), eye())
+    for thread in viewer.keeping:
+        thread.join()
+    viewer.run(0.05)
+    kept = tmp_path / "kept"
+    assert len(list(read_video(kept / "drive-001.mp4"))) == 6 and "episode 0" in viewer.message
+    episode = read_episode(open_episodes(kept / "episodes"), 0)
+    assert len(episode) == 6 and episode.behaviour == "human" and episode.videos[0].name == "view"
+    assert episode.cameras is not None and episode.names["actions/cart"][1] == "y/velocity"
+    for kind in ("GLB", "page", "MP4"):
+        assert viewer.player is not None
+        keep_as(viewer, viewer.player.rollout, kind, eye())
+        viewer.keeping[-1].join()
+    assert read_table(kept / "motion-001.glb").link_table == viewer.world.links
+    assert (kept / "page-001.html").stat().st_size > 10_000 and (kept / "film-001.mp4").is_file()
+
+
+def eye() -> Cameras:
+    pose = look_at(torch.tensor([[0.0, -1.5, 0.8]]), torch.zeros(1, 3))
+    return Cameras(intrinsics(160, 120, 0.9)[None], pose, 160, 120)
 
 
 def test_many_wishes_from_other_threads_are_done_in_order(viewer: Viewer) -> None:

@@ -110,7 +110,7 @@ def spots(page: Any) -> dict[str, np.ndarray]:
     return {name: np.argwhere(kind(*np.moveaxis(picture, -1, 0)))[:, ::-1] for name, kind in COLOURS.items()}
 
 
-def until(fact: Callable[[], Any], seconds: float = 15.0) -> Any:
+def until(fact: Callable[[], Any], seconds: float = 60.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := fact()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -127,8 +127,10 @@ def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[s
 
 
 FIELD = """label => {
-    const near = [...document.querySelectorAll("label, div, span, p")]
-        .filter(e => e.textContent.trim() == label).at(-1).getBoundingClientRect();
+    const all = [...document.querySelectorAll("label, div, span, p")];
+    const found = all.filter(e => e.textContent.trim() == label).at(-1);
+    found.scrollIntoView({block: "center"});
+    const near = found.getBoundingClientRect();
     const row = [...document.querySelectorAll("input")].map(e => e.getBoundingClientRect())
         .filter(r => r.width > 0 && Math.abs(r.y + r.height / 2 - near.y - near.height / 2) < 14);
     return [row.at(-1).x + row.at(-1).width / 3, row.at(-1).y + row.at(-1).height / 2];
@@ -178,6 +180,64 @@ def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None
     assert [viewer.world.links[link].name for link in changed] == ["left/fore"]
     if os.environ.get("GWORLD_UPDATE_PICTURES"):
         save(page, "view-drive.jpg")
+
+
+def test_keys_that_are_held_drive_the_vehicle(page: Any, viewer: Viewer) -> None:
+    before, poses = spots(page), viewer.stage.poses.copy()
+    page.mouse.click(300, 560)
+    page.keyboard.down("i")
+    page.keyboard.down("j")
+    until(lambda: driver_of(viewer).told["cart"].tolist() == [0.5, 0.0, 2.0])
+    until(lambda: moved(before, spots(page))["cart"] > 10)
+    page.keyboard.up("i")
+    page.keyboard.up("j")
+    until(lambda: driver_of(viewer).told["cart"].tolist() == [0.0, 0.0, 0.0])
+    changed = np.flatnonzero(np.abs(viewer.stage.poses - poses).max(axis=1) > 1e-3)
+    assert [viewer.world.links[link].name for link in changed] == ["cart"]
+
+
+def test_the_other_branch_is_shown_as_a_ghost(page: Any, viewer: Viewer) -> None:
+    press(page, "Reset")
+    until(lambda: driver_of(viewer).time < 1.0)
+    open_folder(page, "Record and branch")
+    press(page, "remember")
+    until(lambda: "remembered" in viewer.message)
+    type_into(page, "elbow/position [rad]", "1.4")
+    type_into(page, "x/velocity [m/s]", "0.4")
+    time.sleep(1.0)
+    press(page, "return")
+    until(lambda: viewer.ghost is not None)
+    until(lambda: viewer.gap is not None and viewer.gap.distance > 0.1)
+    until(lambda: pale(page) > 150)
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        page.mouse.wheel(0, 0)
+        save(page, "view-branches.jpg")
+    viewer.do(lambda: viewer.compare("nothing"))
+    until(lambda: pale(page) < 20)
+
+
+def pale(page: Any) -> int:
+    """Pixels of a ghost's colour."""
+    r, g, b = np.moveaxis(np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int), -1, 0)
+    return int(((r > g + 25) & (b > g + 35))[160:, :700].sum())
+
+
+def driver_of(viewer: Viewer) -> Driver:
+    assert viewer.driver is not None
+    return viewer.driver
+
+
+def open_folder(page: Any, label: str) -> None:
+    page.get_by_text(label, exact=True).first.evaluate("folder => folder.click()")
+    time.sleep(0.5)
+
+
+PRESS = 'label => [...document.querySelectorAll("button, label")].find(b => b.textContent.trim() == label).click()'
+
+
+def press(page: Any, label: str) -> None:
+    """Click on a button, wherever the panel has been scrolled to."""
+    page.evaluate(PRESS, label)
 
 
 def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:

@@ -41,6 +41,8 @@ class Options:
     """Rollouts to play in the world, besides what SOURCE holds."""
     actions: Path | None = None
     """Actions that agents can be set to replay: any file that `gworld simulate --actions` takes."""
+    task: str = ""
+    """What an expert is to do where one drives: a task that `gworld simulate --task` takes."""
     dynamics: Path | None = None
     """A dynamics run that moves the world; else the one bound to it, else kinematics only."""
     source_axes: Axes | None = None
@@ -197,13 +199,15 @@ def _driver(world: World, options: Options) -> Any:
     from gworld.simulate.actions import read_actions
     from gworld.simulate.engine import Engine, EngineOptions
     from gworld.simulate.learned import open_stepper
+    from gworld.simulate.tasks import parse_task
     from gworld.viewer.driver import Driver
 
     step = 1.0 / options.rate
     table = None if options.actions is None else read_actions(options.actions, world, step)
     stepper = open_stepper(world, step, options.dynamics)
     say(stepper.note)
-    return Driver(Engine(world, stepper, EngineOptions(step)), table)
+    task = parse_task(options.task, world) if options.task else None
+    return Driver(Engine(world, stepper, EngineOptions(step)), table, task=task)
 
 
 def _views(world: World) -> np.ndarray | None:

@@ -17,9 +17,12 @@ from jaxtyping import Float, Int
 from gworld.errors import GWorldError
 from gworld.scene.rollout import Rollout
 from gworld.scene.world import World
-from gworld.viewer.driver import Driver, write_driven
+from gworld.viewer.drive_panel import DrivePanel
+from gworld.viewer.driver import Driver
+from gworld.viewer.drives import Drives
 from gworld.viewer.gate import open_gate, open_server
-from gworld.viewer.panels import DrivePanel, MotionPanel, PicturePanel, ScenePanel
+from gworld.viewer.ghost import MODES, Gap, Ghost, gap_between
+from gworld.viewer.panels import MotionPanel, PicturePanel, ScenePanel
 from gworld.viewer.pixels import TruePixels
 from gworld.viewer.player import Player, fit_rollout
 from gworld.viewer.stage import Stage
@@ -71,18 +74,24 @@ class Viewer:
         self.world, self.options, self.driver = subject.world, options, subject.driver
         self.recordings = dict(subject.recordings)
         self.player: Player | None = None
+        self.ghost: Ghost | None = None
+        self.gap: Gap | None = None
+        self.ghost_mode = MODES[0]
+        self.drives: Drives | None = None
         self.drive: DrivePanel | None = None
         self.motion: MotionPanel | None = None
-        self.live, self.message, self.rate = self.driver is not None and not self.recordings, "", 0.0
+        self.keeping: list[threading.Thread] = []
+        self.live, self.message = self.driver is not None and not self.recordings, ""
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake, self._ended = threading.Event(), threading.Event()
         self._turning = threading.RLock()  # held by the loop: nothing is closed under it
-        self._reach: dict[str, Float[np.ndarray, " 7"]] = {}
         self._told = self._stepped = time.monotonic()
         self.gate, listener = open_gate(options.host, options.port, options.clients)
         self.server = open_server(self.gate, listener, subject.title)
         self.stage = Stage(self.server, self.world, options.splats, subject.views)
         self.pixels = TruePixels(self.stage, self.server)
+        if self.driver is not None:
+            self.drives = Drives(self, self.driver)
         self._panels()
         self.stage.on_enter(self.stage.enter)
         if self.recordings:
@@ -101,11 +110,11 @@ class Viewer:
         if self.recordings:  # what was asked for comes first
             with tabs.add_tab("Motion"):
                 self.motion = MotionPanel(self)
-        if self.driver is not None:
+        if self.drives is not None:
             with tabs.add_tab("Drive"):
-                self.drive = DrivePanel(self)
+                self.drive = DrivePanel(self, self.drives)
                 self.drive.live.value = self.live
-        if self.driver is not None and self.motion is None:
+        if self.motion is None:
             with tabs.add_tab("Motion"):
                 self.motion = MotionPanel(self)
         with tabs.add_tab("Scene"):
@@ -139,11 +148,11 @@ class Viewer:
         self._do_all()
         busy = bool(self.server.get_clients()) or (self.driver is not None and self.driver.recording)
         passed, self._stepped = min(now - self._stepped, 0.2), now
-        if self.live and self.driver is not None and busy:
-            self._step_driver(passed)
+        if self.live and self.drives is not None and busy:
+            self.drives.step(passed)
         elif self.player is not None and self.player.playing:
             self.player.advance(passed)
-            self.stage.show(self.player.poses())
+            self._show_player()
         if now - self._told >= TOLD_EVERY:
             self._told = now
             self._refresh()
@@ -154,14 +163,35 @@ class Viewer:
         self._wake.set()
         free = self._turning.acquire(timeout=CLOSING)
         try:
-            if self.driver is not None and self.driver.recording:
-                self.record()
+            if self.drives is not None and self.drives.driver.recording:
+                self.drives.record()
+            for thread in self.keeping:
+                thread.join()
             self.pixels.close()
             with contextlib.redirect_stdout(io.StringIO()):  # viser says there that it stopped
                 self.server.stop()
         finally:
             if free:
                 self._turning.release()
+
+    def show(self, poses: Float[np.ndarray, "L 7"], time: float) -> None:
+        """Move everything to where it is `time` seconds after its start, and what it is compared with."""
+        self.stage.show(poses)
+        if self.ghost is not None:
+            self.ghost.show(time)
+            self.gap = gap_between(self.world, poses, self.ghost.poses)
+
+    def _show_player(self) -> None:
+        if self.player is not None:
+            self.show(self.player.poses(), self.player.time)
+
+    def add_recording(self, name: str, rollout: Rollout) -> None:
+        """Offer one more motion on the timeline."""
+        self.recordings[name] = lambda: rollout
+        if self.motion is not None:
+            self.motion.add(name)
+        if self.player is None:
+            self.player = Player(fit_rollout(rollout, self.world))
 
     def open_recording(self, name: str) -> None:
         """Put a recording on the timeline; one that cannot be read leaves a sentence."""
@@ -170,7 +200,23 @@ class Viewer:
             return
         self.player = Player(fit_rollout(read(), self.world))
         self.run_live(False)
-        self.stage.show(self.player.poses())
+        self._show_player()
+
+    def compare(self, name: str, mode: str = "") -> None:
+        """Show a recording as well, as a ghost or beside; a name that there is none of takes it away."""
+        self.ghost_mode = mode if mode in MODES else self.ghost_mode
+        if self.ghost is not None:
+            self.ghost.close()
+        self.ghost = self.gap = None
+        read = self.recordings.get(name)
+        if read is not None:
+            self.ghost = Ghost(self.stage, fit_rollout(read(), self.world), self.ghost_mode)
+        if self.motion is not None:
+            self.motion.compared(name if read is not None else "")
+        if self.live and self.driver is not None:
+            self.show(self.driver.poses, self.driver.time)
+        else:
+            self._show_player()
 
     def play(self) -> None:
         """Play, or pause."""
@@ -185,7 +231,7 @@ class Viewer:
         if self.player is not None:
             self.run_live(False)
             self.player.seek(frame)
-            self.stage.show(self.player.poses())
+            self._show_player()
 
     def step_frame(self, by: int) -> None:
         """Pause, and go some instants on or back."""
@@ -195,83 +241,11 @@ class Viewer:
 
     def run_live(self, wanted: bool) -> None:
         """Step the engine, or leave the world as it is; the timeline pauses."""
-        self.live = wanted and self.driver is not None
+        self.live = wanted and self.drives is not None
         if self.live and self.player is not None:
             self.player.playing = False
         if self.drive is not None:
             self.drive.live.value = self.live
-
-    def reset(self) -> None:
-        """Begin the drive anew."""
-        if self.driver is not None and self.drive is not None:
-            self.driver.reset()
-            self._drove()
-
-    def branch(self, back: bool) -> None:
-        """Remember this state, or return to the one remembered."""
-        if self.driver is None:
-            return
-        if not back:
-            self.driver.save()
-            self.message = f"remembered the state at {self.driver.time:.2f} s"
-        elif self.driver.back():
-            self._drove()
-        else:
-            self.message = "no state is remembered yet"
-
-    def choose(self, agent: str, mode: str) -> None:
-        """Change what drives an agent."""
-        if self.driver is not None and self.drive is not None:
-            self.driver.choose(agent, mode)
-            self.drive.show_told([agent])
-
-    def reach(self, agent: str, pose: Float[np.ndarray, " 7"]) -> None:
-        """Have an agent's hand go to a pose; of several wishes within a tick the last one counts."""
-        self._reach[agent] = pose
-        self._wake.set()
-
-    def record(self) -> None:
-        """Begin a recording from rest, or end it and keep it."""
-        driver = self.driver
-        if driver is None:
-            return
-        if not driver.recording:
-            driver.start_recording()
-            self._drove()
-            self.run_live(True)
-            return
-        rollout = driver.stop_recording()
-        if rollout is None:
-            self.message = "nothing was recorded"
-            return
-        acts, motion = write_driven(rollout, driver.engine, self.options.keep)
-        self.message = f"kept {len(rollout) - 1} steps in {motion} and {acts}"
-        self.recordings[motion.stem] = lambda: rollout
-        if self.motion is not None:
-            self.motion.add(motion.stem)
-        if self.player is None:
-            self.player = Player(fit_rollout(rollout, self.world))
-
-    def _drove(self) -> None:
-        assert self.driver is not None and self.drive is not None
-        self.drive.show_told()
-        self.stage.show(self.driver.poses)
-
-    def _step_driver(self, passed: float) -> None:
-        """As many steps as time has passed, one at least and three at most."""
-        driver = self.driver
-        assert driver is not None
-        for agent in list(self._reach):
-            driver.reach(agent, self._reach.pop(agent))
-            if self.drive is not None:
-                self.drive.show_told([agent])
-        begin = time.monotonic()
-        count = min(max(round(passed / driver.engine.options.step), 1), 3)
-        for _ in range(count):
-            driver.step()
-        self.stage.show(driver.poses)
-        took = max(time.monotonic() - begin, passed)
-        self.rate += 0.1 * (count / took - self.rate)
 
     def _do_all(self) -> None:
         while not self._todo.empty():
@@ -285,5 +259,5 @@ class Viewer:
         if self.motion is not None:
             self.motion.refresh()
         if self.drive is not None:
-            self.drive.refresh(self.rate if self.live else 0.0)
+            self.drive.refresh(self.live)
         self.picture.refresh()

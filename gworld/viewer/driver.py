@@ -24,8 +24,11 @@ from gworld.simulate.engine import Engine
 from gworld.simulate.files import write_rollout
 from gworld.simulate.policies import Policy, PolicyInput
 from gworld.simulate.stepper import read_state
+from gworld.simulate.tasks import Judge, Judged, Task
 
 HAND, REPLAY = "sliders", "replay"
+WORDS = {HAND: "human"}
+"""What episodes call what drives here."""
 MAX_STEPS = 36_000
 """Steps that one recording holds: twenty minutes at 30 per second."""
 QUICK = InverseOptions(iterations=12)
@@ -34,24 +37,33 @@ QUICK = InverseOptions(iterations=12)
 class Driver:
     """An engine of one world, what each agent is told by (`modes`), and what its sliders say (`told`).
 
-    `recording` is True while steps are kept. Not to be called from several threads at once, but for `tell`.
+    Every step since the reset is kept, so that what was driven can be branched from, and repeated by its actions alone.
+    `recording` is True while a drive is to be written. Not to be called from several threads at once, but for `tell`.
     """
 
-    def __init__(self, engine: Engine, table: ActionTable | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, table: ActionTable | None = None, seed: int = 0, task: Task | Judge | None = None
+    ) -> None:
         self.engine, self.table, self.seed = engine, table, seed
+        self.task = None if task is None else Judged(task, engine.world)
         self.modes = dict.fromkeys(engine.specs, HAND)
         self.told = {name: np.zeros(len(spec)) for name, spec in engine.specs.items()}
         self.recording = False
         self.saved: WorldState | None = None
+        self._kept: tuple[list[Tensor], list[dict[str, Tensor]]] = ([], [])
         self._poses: list[Tensor] = []
         self._done: list[dict[str, Tensor]] = []
+        self._drivers: dict[str, set[str]] = {}
         self._policy: Policy | None = None
         self.reset()
 
     def choices(self, agent: str) -> tuple[str, ...]:
         """What an agent can be driven by."""
+        expert = ("expert",) if self.task is not None and agent in self.task.agents else ()
+        others = [body for body in self.engine.world.entities if body.kind != "static" and body.name != agent]
+        adversarial = ("adversarial",) if others else ()
         replay = (REPLAY,) if self.table is not None and agent in self.table.values else ()
-        return (HAND, "null", "random", "extreme", *replay)
+        return (HAND, "null", "random", "extreme", *expert, *adversarial, *replay)
 
     @property
     def poses(self) -> Float[np.ndarray, "L 7"]:
@@ -63,10 +75,23 @@ class Driver:
         """Seconds since the reset."""
         return float(self.engine.motion.time)
 
-    def reset(self, state: WorldState | None = None) -> None:
-        """Begin anew at rest, or at a state; sliders go to where the agents stand. A recording ends."""
-        self.engine.reset(self.seed, state)
-        self.recording, self._policy = False, None
+    @property
+    def steps(self) -> int:
+        """Steps since the reset."""
+        return len(self._done)
+
+    def reset(self) -> None:
+        """Begin anew at rest; sliders go to where the agents stand. A recording ends."""
+        self.engine.reset(self.seed)
+        if self.task is not None:
+            self.task.draw(self.engine.generators)
+        self.recording = False
+        self._poses, self._done = [torch.from_numpy(self.poses)], []
+        self._drivers = {agent: set() for agent in self.engine.specs}
+        self._settle()
+
+    def _settle(self) -> None:
+        self._policy = None
         for agent in self.engine.specs:
             self.hold(agent)
 
@@ -96,31 +121,35 @@ class Driver:
         if self._policy is None:
             words = {name: "null" if mode == HAND else mode for name, mode in self.modes.items()}
             text = ",".join(f"{name}={word}" for name, word in words.items())
-            self._policy = Policy(text, self.engine, PolicyInput(self.seed, self.table))
+            self._policy = Policy(text, self.engine, PolicyInput(self.seed, self.table, self.task))
         told = self._policy() if any(mode != HAND for mode in self.modes.values()) else {}
         by_hand = {name: torch.tensor(self.told[name], dtype=torch.float32)[None] for name in self.modes}
         return {name: by_hand[name] if mode == HAND else told[name] for name, mode in self.modes.items()}
 
     def step(self) -> None:
-        """One step of the engine."""
+        """One step of the engine; of drives longer than `MAX_STEPS` only the motion goes on."""
         told = self.actions()
-        if self.recording:
-            self._done.append({name: value[0].clone() for name, value in told.items()})
         self.engine.step(told)
-        if self.recording:
-            self._poses.append(torch.from_numpy(self.poses))
-            if len(self._done) >= MAX_STEPS:
-                self.recording = False
+        if len(self._done) >= MAX_STEPS:
+            self.recording = False
+            return
+        self._done.append({name: value[0].clone() for name, value in told.items()})
+        self._poses.append(torch.from_numpy(self.poses))
+        for agent, mode in self.modes.items():
+            self._drivers[agent].add(mode)
 
     def start_recording(self) -> None:
-        """Begin anew at rest and keep every step from there, so that the actions alone repeat the motion."""
+        """Begin anew at rest, so that the actions alone repeat the motion."""
         self.reset()
         self.recording = True
-        self._poses, self._done = [torch.from_numpy(self.poses)], []
 
     def stop_recording(self) -> Rollout | None:
-        """What was recorded; None where no step was."""
-        self.recording = False
+        """What was driven since the reset; None where no step was recorded."""
+        recorded, self.recording = self.recording, False
+        return self.driven() if recorded else None
+
+    def driven(self) -> Rollout | None:
+        """All that happened since the reset, as the actions from rest repeat it; None without a step."""
         if not self._done:
             return None
         actions = {}
@@ -129,23 +158,36 @@ class Driver:
             actions[name] = torch.stack([*(done[name] for done in self._done), blank])
         times = self.engine.options.step * torch.arange(len(self._poses), dtype=torch.float64)
         names = tuple(link.name for link in self.engine.world.links)
-        world = self.engine.world.folder
-        rollout = Rollout(
-            times, torch.stack(self._poses), names, actions, (self.seed,), "", world.name if world else ""
-        )
-        self._done = []
-        return rollout
+        folder = self.engine.world.folder
+        world = folder.name if folder else ""
+        return Rollout(times, torch.stack(self._poses), names, actions, (self.seed,), "", world)
+
+    def behaviours(self) -> dict[str, str]:
+        """Who chose each agent's actions since the reset, in the words of episodes."""
+        words = {agent: {WORDS.get(mode, mode) for mode in modes} for agent, modes in self._drivers.items()}
+        return {agent: kinds.pop() if len(kinds) == 1 else "mixed" for agent, kinds in words.items()}
 
     def save(self) -> None:
-        """Remember the state, to come back to."""
-        self.saved = self.engine.save()
+        """Remember the state, to branch from."""
+        self.saved, self._kept = self.engine.save(), (list(self._poses), list(self._done))
 
     def back(self) -> bool:
-        """Return to the remembered state; False where there is none."""
+        """Return to the remembered state and what led to it; False where there is none.
+
+        A recording goes on from there: the engine comes back with the same bits, so actions from rest repeat it.
+        """
         if self.saved is None:
             return False
-        self.reset(self.saved)
+        self.engine.reset(self.seed, self.saved)
+        self._poses, self._done = list(self._kept[0]), list(self._kept[1])
+        self._settle()
         return True
+
+    @property
+    def left(self) -> bool:
+        """Whether something else was driven than what led to the remembered state."""
+        kept = self._kept[1]
+        return bool(self._done) and (len(self._done) != len(kept) or self._done[-1] is not kept[-1])
 
     def hand_link(self, agent: str) -> int | None:
         """The link of the world that a gizmo of this agent drags; None where joints have no targets to be set."""
@@ -174,9 +216,8 @@ class Driver:
 
 def write_driven(rollout: Rollout, engine: Engine, folder: Path) -> tuple[Path, Path]:
     """Write a recording as `drive-N-actions.parquet` and `drive-N.parquet` with the next free N; both names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = next(n for n in range(1, 1 << 20) if not (folder / f"drive-{n:03d}.parquet").exists())
-    motion, acts = folder / f"drive-{number:03d}.parquet", folder / f"drive-{number:03d}-actions.parquet"
+    motion = free_name(folder, "drive", ".parquet")
+    acts = motion.with_name(f"{motion.stem}-actions.parquet")
     columns = {"time": rollout.times[:-1].numpy()}
     for agent, values in rollout.actions.items():
         for index, part in enumerate(engine.specs[agent].names):
@@ -185,3 +226,9 @@ def write_driven(rollout: Rollout, engine: Engine, folder: Path) -> tuple[Path, 
         write_columns(Path(stream.name), columns)
     write_rollout(rollout, motion)
     return acts, motion
+
+
+def free_name(folder: Path, stem: str, suffix: str) -> Path:
+    """The first of `stem-001`, `stem-002` .. in a folder, which is made, that no file has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return next(path for n in range(1, 1 << 20) if not (path := folder / f"{stem}-{n:03d}{suffix}").exists())

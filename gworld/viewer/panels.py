@@ -7,11 +7,12 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import viser
 from PIL import Image
 
-from gworld.viewer.driver import HAND
+from gworld.viewer.ghost import MODES
+from gworld.viewer.keep import KINDS, keep_as
+from gworld.viewer.pixels import view_of
 from gworld.viewer.player import SPEEDS
 from gworld.viewer.splats import COLOURS
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from gworld.viewer.app import Viewer
 
 MAX_BODIES = 60
-TICKS = 400
-"""Places of a slider."""
+NOTHING = "nothing"
 
 
 def plain(text: str) -> str:
@@ -77,6 +77,17 @@ class MotionPanel:
         self.speed = gui.add_dropdown("Speed", [f"{speed:g}" for speed in SPEEDS], initial_value="1")
         self.loop = gui.add_checkbox("Loop", True)
         self.clock = gui.add_markdown("")
+        with gui.add_folder("Compare"):
+            self.other = gui.add_dropdown("With", (NOTHING, *self.names), hint="another motion at the same time")
+            self.how = gui.add_dropdown("Shown as", MODES)
+            self.gap = gui.add_markdown("Nothing is compared.")
+        self.kept = gui.add_button_group(
+            "Keep as", KINDS, hint="a film from where you look, a GLB, a page for any disk"
+        )
+        self.said = gui.add_markdown("")
+        self.other.on_update(lambda event: self._act(event, self._compare))
+        self.how.on_update(lambda event: self._act(event, self._compare))
+        self.kept.on_click(self._keep)
         self.choice.on_update(lambda event: self._act(event, lambda: viewer.open_recording(self.choice.value)))
         self.frame.on_update(lambda event: self._act(event, lambda: viewer.seek(int(self.frame.value))))
         self.play.on_click(lambda event: viewer.do(lambda: viewer.play()))
@@ -94,15 +105,32 @@ class MotionPanel:
         if player is not None and self.speed.value in self.speed.options:
             player.speed, player.loop = float(self.speed.value), bool(self.loop.value)
 
+    def _compare(self) -> None:
+        self.viewer.compare(self.other.value, self.how.value)
+
+    def _keep(self, event: Any) -> None:
+        viewer, player, camera, kind = self.viewer, self.viewer.player, view_of(event.client), self.kept.value
+        if player is not None and camera is not None and kind in KINDS:
+            viewer.do(lambda: keep_as(viewer, player.rollout, kind, camera))
+
     def add(self, name: str) -> None:
         """Offer one more recording, and choose it."""
         self.names.append(name)
         self.choice.options = self.names
+        self.other.options = (NOTHING, *self.names)
         self.choice.value = name
+
+    def compared(self, name: str) -> None:
+        """Show what is compared with now."""
+        self.other.value = name or NOTHING
 
     def refresh(self) -> None:
         """Show where the player is."""
-        player = self.viewer.player
+        player, gap = self.viewer.player, self.viewer.gap
+        unit = "m" if self.viewer.world.metric else "units"
+        apart = "" if gap is None else f"{gap.distance:.3f} {unit} apart at most now ({plain(gap.body)})."
+        self.gap.content = apart or "Nothing is compared."
+        self.said.content = plain(self.viewer.message)
         if player is None:
             self.clock.content = "Nothing is recorded yet. Record a drive, or open a rollout with its world."
             return
@@ -112,92 +140,6 @@ class MotionPanel:
             self.frame.max = max(last, 1)
         self.frame.value = player.frame
         self.clock.content = f"frame {player.frame} of {last}, {player.time:.2f} of {player.seconds:.2f} s"
-
-
-class DrivePanel:
-    """Live stepping, and a folder per agent with a slider for every component of its action."""
-
-    def __init__(self, viewer: Viewer) -> None:
-        self.viewer, gui, driver = viewer, viewer.server.gui, viewer.driver
-        assert driver is not None
-        self.state = gui.add_markdown("")
-        self.live = gui.add_checkbox("Run", True, hint="step the world; off, it stands still")
-        self.reset = gui.add_button("Reset")
-        self.record = gui.add_button("Record from rest", hint="resets, and keeps every step until stopped")
-        self.save = gui.add_button_group("State", ("remember", "return"), hint="branch: try again from the same state")
-        self.sliders: dict[str, list[Any]] = {}
-        self.modes: dict[str, Any] = {}
-        self._gizmos: dict[str, Any] = {}
-        for agent in driver.engine.specs:
-            with gui.add_folder(agent):
-                self._agent(agent)
-        self.live.on_update(lambda event: viewer.do(lambda: viewer.run_live(bool(self.live.value))))
-        self.reset.on_click(lambda event: viewer.do(viewer.reset))
-        self.record.on_click(lambda event: viewer.do(viewer.record))
-        self.save.on_click(lambda event: viewer.do(lambda: viewer.branch(self.save.value == "return")))
-
-    def _agent(self, agent: str) -> None:
-        gui, driver, viewer = self.viewer.server.gui, self.viewer.driver, self.viewer
-        assert driver is not None
-        mode = gui.add_dropdown("Driven by", driver.choices(agent), initial_value=HAND)
-        mode.on_update(lambda event: viewer.do(lambda: viewer.choose(agent, mode.value)))
-        self.modes[agent], self.sliders[agent] = mode, []
-        spec, link = driver.engine.specs[agent], driver.hand_link(agent)
-        if link is not None:
-            hand = gui.add_checkbox("Drag the hand", False, hint="a gizmo at the hand; sliders follow it")
-            hand.on_update(lambda event: viewer.do(lambda: self._gizmo(agent, link, bool(hand.value))))
-        if agent not in driver.engine.stepper.bodies:
-            gui.add_markdown("It has no robot model, so nothing moves it.")
-        for index, (name, unit, low, high) in enumerate(zip(spec.names, spec.units, spec.low, spec.high, strict=True)):
-            top = high if high > low else low + 1e-6
-            slider = gui.add_slider(
-                f"{name} [{unit}]", low, top, (top - low) / TICKS, min(max(driver.told[agent][index], low), top),
-                hint=f"{low:.3g} to {high:.3g} {unit}",
-            )  # fmt: skip
-            slider.on_update(lambda event, index=index: self._tell(event, agent, index))
-            self.sliders[agent].append(slider)
-
-    def _tell(self, event: Any, agent: str, index: int) -> None:
-        driver = self.viewer.driver
-        if event.client is None or driver is None:
-            return
-        value = event.target.value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            driver.tell(agent, index, float(value))
-            self.viewer.wake()
-
-    def _gizmo(self, agent: str, link: int, wanted: bool) -> None:
-        old = self._gizmos.pop(agent, None)
-        if old is not None:
-            old.remove()
-        if not wanted:
-            return
-        viewer, pose = self.viewer, self.viewer.stage.poses[link]
-        grip = viewer.server.scene.add_transform_controls(
-            f"/hand of {agent.replace('/', ' ')}", scale=0.12, position=pose[:3], wxyz=pose[3:], depth_test=False
-        )
-        self._gizmos[agent] = grip
-
-        @grip.on_update
-        def _(event: Any) -> None:
-            viewer.reach(agent, np.concatenate([grip.position, grip.wxyz]))
-
-    def show_told(self, agents: Any = None) -> None:
-        """Put the sliders where the driver has them."""
-        driver = self.viewer.driver
-        assert driver is not None
-        for agent in agents or self.sliders:
-            for slider, value in zip(self.sliders[agent], driver.told[agent], strict=True):
-                slider.value = float(value)
-
-    def refresh(self, rate: float) -> None:
-        """Say what the engine does."""
-        driver = self.viewer.driver
-        assert driver is not None
-        self.record.label = "Stop recording" if driver.recording else "Record from rest"
-        pace = f"{rate:.0f} steps per second" if rate else "standing"
-        state = f"{driver.time:.2f} s, {pace}{', **recording**' if driver.recording else ''}"
-        self.state.content = f"{state}  \n{plain(self.viewer.message)}"
 
 
 class PicturePanel:

@@ -25,6 +25,7 @@ SETTLED = 0.25
 """Seconds without change after which a picture is drawn in full."""
 AIM = 0.05
 """Seconds that a picture should take while things move; its width adapts."""
+FILM_WIDTH = 640
 WHITE = (1.0, 1.0, 1.0)
 
 
@@ -66,13 +67,23 @@ class TruePixels:
 
     def picture(self, client: viser.ClientHandle, width: int) -> UInt8[np.ndarray, "H W 3"]:
         """What a visitor looks at, drawn now; `width` in pixels is cut to that of the window."""
-        cameras = camera_of(client, width)
-        poses = transform_from_pose(torch.from_numpy(self.stage.poses.copy()).float()).to(self._gaussians.means)
+        poses = transform_from_pose(torch.from_numpy(self.stage.poses.copy()).float())
+        return self.draw(poses, camera_of(client, width))
+
+    def draw(self, world_from_link: Float[torch.Tensor, "L 4 4"], cameras: Cameras) -> UInt8[np.ndarray, "H W 3"]:
+        """The world with its links somewhere, seen by one camera."""
+        gaussians = self._gaussians
+        poses = world_from_link.to(gaussians.means)
         cameras = replace(cameras, K=cameras.K.to(poses), world_from_camera=cameras.world_from_camera.to(poses))
         with self._one, torch.no_grad():
-            rgb = render(self._gaussians, poses, cameras, outputs=("rgb",), options=self._drawing).rgb
+            rgb = render(gaussians, poses, cameras, outputs=("rgb",), options=self._drawing).rgb
         assert rgb is not None
         return as_uint8(rgb[0, 0].cpu())
+
+    def update(self) -> None:
+        """Draw the world that is on the stage now."""
+        self._gaussians = gaussians_to(self.stage.world.gaussians, device=self._gaussians.device)
+        self._eyes.clear()
 
     def close(self) -> None:
         """End the thread."""
@@ -114,6 +125,11 @@ class TruePixels:
         camera = client.camera
         place = (*camera.position.tolist(), *camera.wxyz.tolist(), camera.fov, camera.image_width, camera.image_height)
         return (*place, float(self.stage.sent))
+
+
+def view_of(client: viser.ClientHandle | None) -> Cameras | None:
+    """A visitor's view as a camera for films; None where nobody asked."""
+    return None if client is None else camera_of(client, FILM_WIDTH)
 
 
 def camera_of(client: viser.ClientHandle, width: int) -> Cameras:

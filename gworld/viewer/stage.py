@@ -42,7 +42,7 @@ class Stage:
         """Put everything up, where the links rest."""
         world = self.world
         self.clouds = make_clouds(world, self.limit)
-        self.poses = pose_from_transform(world.rest_poses()).numpy()
+        self.poses = self.rest()
         self.visible = dict.fromkeys((entity.name for entity in world.entities), True)
         self._names = node_names(world)
         self._splats: dict[int, viser.GaussianSplatHandle] = {}
@@ -70,6 +70,14 @@ class Stage:
             for link in set(self._splats) - {cloud.link for cloud in self.clouds}:
                 self._splats.pop(link).remove()
             self.paint(self.mode)
+
+    def rest(self) -> Float[np.ndarray, "L 7"]:
+        """Where every link rests."""
+        return pose_from_transform(self.world.rest_poses()).numpy()
+
+    def width(self) -> float:
+        """How far aside a second world stands clear of this one, in metres along x."""
+        return 2.2 * self._extent()[1]
 
     def show(self, poses: Float[np.ndarray, "L 7"]) -> None:
         """Move the links that are elsewhere now (world_from_link, metres, wxyz)."""
