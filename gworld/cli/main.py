@@ -24,16 +24,17 @@ COMMANDS = {
     "record": ("gworld.cli.record", "Record episodes from simulated scenes with several agents."),
     "ingest": ("gworld.cli.ingest", "Turn a recorded data set into episodes."),
     "track": ("gworld.cli.track", "Follow robots and objects through calibrated video: poses, joints, overlays."),
-    "train": ("gworld.cli.train", "Train a dynamics network from episodes, or from generated laws."),
+    "train": ("gworld.cli.train", "Train a dynamics network from episodes or laws, or a refiner from photos."),
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),
     "simulate": ("gworld.cli.simulate", "Run a world under any actions of all its agents, to video and labels."),
-    "evaluate": ("gworld.cli.evaluate", "Judge a rollout or a run: errors beside baselines, physics, films, in one page."),
+    "evaluate": ("gworld.cli.evaluate", "Judge a rollout or a run in one page: errors, baselines, physics, films."),
     "view": ("gworld.cli.view", "Look into a world in the browser: play rollouts, drive agents, see true pixels."),
     "render": ("gworld.cli.render", "Render a world or a splat file along a camera path to video or pictures."),
+    "refine": ("gworld.cli.refine", "Turn rendered film into footage, where the world is unsure, and nowhere else."),
     "doctor": ("gworld.cli.doctor", "Say which backends and components work here, and what mends the others."),
     "bench": ("gworld.cli.bench", "Measure gworld on this machine, beside its baselines and peers."),
-    "demo": ("gworld.cli.demo", "Make, convert and render a two-robot scene, reconstruct a filmed one: a tour."),
+    "demo": ("gworld.cli.demo", "Films of two agents pushing things become a world, dynamics, a judged run."),
 }
 
 INTERRUPTED = 130

@@ -69,6 +69,10 @@ class Options:
     """A recorded episode: truth beside prediction, errors in OUT-errors.csv; its own actions where none are given."""
     swap: tuple[str, ...] = ()
     """`agent=FILE`: that agent's actions from elsewhere; shows both runs and their difference."""
+    refine: bool = False
+    """Turn the pictures into footage where the world is unsure (see `gworld refine`)."""
+    refiner: Path | None = None
+    """A trained refiner for --refine; else the world's own, else the one shipped for all scenes."""
     labels: Path | None = None
     """A new folder for pictures, labels and contacts of every frame."""
     contact_margin: float = 0.005

@@ -50,7 +50,7 @@ class Look:
     """How a run is watched: cameras or a path of them, an observer, frames per second, steps per frame."""
 
     cameras: Cameras | CameraPath
-    observer: Observer
+    observer: Callable[[Motion], Frame]
     fps: float
     every: int
 
@@ -99,6 +99,11 @@ def make_look(world: World, options: Options, steps: int) -> Look:
         backend=backend,
         seen=seen_map(world, options) if "seen" in options.outputs else None,
     )
+    if options.refine or options.refiner is not None:
+        from gworld.cli.refine_film import refine_observer
+
+        refined = refine_observer(observer, world, options.refiner, options.background, backend)
+        return Look(cameras, refined, options.rate / every, every)
     return Look(cameras, observer, options.rate / every, every)
 
 

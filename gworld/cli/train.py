@@ -1,16 +1,17 @@
-"""`gworld train`: a dynamics network from episodes, or from one of the generated laws."""
+"""`gworld train`: a dynamics network from episodes or one of the generated laws; a refiner from photos."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from gworld.cli.options import print_json, say
+from gworld.cli.train_refiner import RefinerTraining, train_refiner
 from gworld.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class Options:
     """What to learn from, and where the run goes. One of --episodes (with --world) and --law is given."""
 
-    what: Annotated[Literal["dynamics"], tyro.conf.Positional]
+    what: Annotated[Literal["dynamics", "refiner"], tyro.conf.Positional]
     """The part of the world model to train."""
     out: Path
     """The run folder; the same command goes on with a run that was interrupted."""
@@ -53,16 +54,26 @@ class Options:
     """Watch in the browser: the course of the error; pause and step."""
     json: bool = False
     """Print one JSON object on stdout instead of lines for people."""
+    refiner: RefinerTraining = field(default_factory=RefinerTraining)
+    """What a refiner learns from; --out, --world, --device, --seed and --json count for it too."""
 
 
 def run(options: Options) -> None:
     """Train; raises `UsageError` for options that exclude each other and `InputError` for episodes without poses."""
+    if options.what == "dynamics":
+        return _train_dynamics(options)
+    return train_refiner(
+        options.refiner, options.out, options.world, device=options.device, seed=options.seed, json=options.json
+    )
+
+
+def _train_dynamics(options: Options) -> None:
     import torch
 
     from gworld.dynamics.baselines import ConstantVelocity, Copy
+    from gworld.dynamics.judge import validate
     from gworld.dynamics.network import Dynamics, NetworkConfig
     from gworld.dynamics.recordings import recordings_to, split_recordings
-    from gworld.dynamics.judge import validate
     from gworld.dynamics.train import TrainConfig, train
     from gworld.viewer.follow import Watched
 

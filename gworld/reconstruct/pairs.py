@@ -133,16 +133,27 @@ def fit_scene(views: Views, options: PairOptions, run: Path, *, part: float = 1.
     return known_scene(gaussians, views, options.longest)
 
 
-def known_scene(gaussians: Gaussians, views: Views, longest: int, coverage: Coverage | None = None) -> Scene:
-    """The same of Gaussians that were fitted already, to these photos; their own coverage is measured without one."""
-    seen = coverage or measure_coverage(gaussians, single_cameras(views), masks=view_masks(views))
+def known_scene(
+    gaussians: Gaussians,
+    views: Views,
+    longest: int,
+    coverage: Coverage | None = None,
+    world_from_link: Tensor | None = None,
+) -> Scene:
+    """The same of Gaussians that were fitted already, to these photos; their coverage is measured where none is given.
+
+    world_from_link [L,4,4]: where links stood when the photos were taken (the identity without).
+    """
+    seen = coverage or measure_coverage(
+        gaussians, single_cameras(views), masks=view_masks(views), world_from_link=world_from_link
+    )
 
     def counts(eye: Tensor, poses: Tensor) -> Tensor:
         return count_views(seen, gaussians, eye, world_from_link=poses)
 
     rows = torch.linspace(0, len(views) - 1, min(len(views), MOST_REFERENCES)).round().long().tolist()
     some = replace(views, views=tuple(views.views[row] for row in rows))
-    references = render_clip(gaussians, cameras_at(some, longest), truth=true_pictures(some, longest))
+    references = render_clip(gaussians, cameras_at(some, longest), world_from_link, truth=true_pictures(some, longest))
     return Scene(gaussians, counts, references)
 
 

@@ -1,0 +1,151 @@
+"""`gworld refine`: rendered film into footage, where the world is unsure of itself, and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from gworld.cli.options import print_json, say
+from gworld.errors import InputError, UsageError
+from gworld.files import refuse_existing
+from gworld.render.api import BackendName
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gworld.refine.sample import Refined
+    from gworld.scene.clip import Clip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to refine, with what, and into what."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A rollout (.parquet, with --world) that is drawn and refined, or a rendered video (.mp4)."""
+    world: Path | None = None
+    """The world the rollout is of: it tells depth, links, flow, and what was seen."""
+    refiner: Path | None = None
+    """A trained refiner: a run or a checkpoint; else the world's own, else the one shipped for all scenes."""
+    out: Path = Path("refined.mp4")
+    """The refined video."""
+    changes: Path | None = None
+    """A second video: black where nothing changed, white where a channel changed by a fifth or more."""
+    beside: bool = False
+    """Show the render to the left of the refined picture."""
+    camera: str = ""
+    """The world's camera by name (the first when empty), or `orbit`, or a camera-path JSON."""
+    width: int = 160
+    """Width of the picture in pixels."""
+    fps: float = 30.0
+    """Frames per second of a plain video; a rollout has its own."""
+    trust: float = 1.0
+    """The most confidence that anything gets; below 1 where a world does not know what it does not know. A plain video
+    has this confidence everywhere, 0 when not given."""
+    seed: int = 0
+    """Draws the noise."""
+    background: tuple[float, float, float] | None = None
+    """Background colour, 0 to 1; the world's own when not given."""
+    backend: BackendName = "auto"
+    """Which renderer draws."""
+    overwrite: bool = False
+    """Replace what exists."""
+    json: bool = False
+    """Print the result as one JSON object on stdout."""
+
+
+def run(options: Options) -> None:
+    """Refine.
+
+    Raises `UsageError` for outputs that exist and requests that contradict themselves, `InputError` for what cannot be
+    read.
+    """
+    _check(options)
+    import contextlib
+
+    from gworld.cli.refine_film import open_source
+    from gworld.refine.sample import Film, changed_share
+    from gworld.render.video import open_video
+    from gworld.runlog import track
+
+    started = time.monotonic()
+    source = open_source(options)
+    trust = options.trust if options.world is not None or options.trust < 1 else 0.0
+    film = Film(source.refiner.model, source.photos, seed=options.seed, trust=trust)
+    count, changed = 0, 0.0
+    with contextlib.ExitStack() as stack:
+        add = stack.enter_context(open_video(options.out, source.fps))
+        told = None if options.changes is None else stack.enter_context(open_video(options.changes, source.fps))
+        for frame in track(source.frames, "frames", total=source.count):
+            refined = film(frame)
+            add(_shown(frame, refined, options.beside))
+            if told is not None:
+                told(change_map(refined.change))
+            count, changed = count + 1, changed + changed_share(refined.change)
+    if count == 0:
+        raise InputError(f"`{options.source}` has no frames.")
+    facts = {
+        "out": str(options.out),
+        "frames": count,
+        "changed": changed / count,
+        "refiner": str(source.place),
+        "photos": 0 if source.photos is None else len(source.photos),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    if options.json:
+        print_json(facts)
+        return
+    for note in source.notes:
+        say(note)
+    say(f"refined {count} frames to {options.out}; {100 * changed / count:.1f} % of pixels changed visibly")
+    say(f"by {source.place}, {facts['photos']} photos to refer to, {facts['seconds']:.1f} s")
+    say("next: watch it, or see where it changed what with `--changes changes.mp4`")
+
+
+def change_map(change: Tensor) -> Tensor:
+    """A picture [H,W,3] of what changed: 0 nowhere, 1 where a channel changed by a fifth or more."""
+    return (5 * change).clamp(0, 1)[..., None].expand(-1, -1, 3)
+
+
+def _shown(frame: Clip, refined: Refined, beside: bool) -> Tensor:
+    import torch
+
+    return torch.cat([frame.rgb[0], refined.picture], dim=1) if beside else refined.picture
+
+
+def _check(options: Options) -> None:
+    suffix = options.source.suffix.lower()
+    if suffix not in (".mp4", ".parquet"):
+        raise UsageError(f"`{options.source}` is neither a rollout (.parquet) nor a video (.mp4).")
+    if suffix == ".parquet" and options.world is None:
+        raise UsageError("a rollout needs `--world`, which it is drawn in.")
+    if suffix == ".mp4" and options.world is not None:
+        raise UsageError("a video has no poses to draw the world at; give the rollout beside it (.parquet).")
+    if not 0 <= options.trust <= 1 or not 16 <= options.width <= 4096:
+        raise UsageError(f"trust {options.trust} and width {options.width} were asked for; 0 to 1 and 16 to 4096 fit.")
+    for path in (options.out, options.changes):
+        if path is not None:
+            if path.suffix.lower() != ".mp4":
+                raise UsageError(f"`{path}` is no .mp4 file.")
+            refuse_existing(path, overwrite=options.overwrite)
+
+
+def even_size(frame: Tensor) -> Tensor:
+    """A picture cut to even sides, as video has them."""
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+
+
+def video_clips(path: Path, trust: float) -> Iterator[Clip]:
+    """A plain video as frames of which no world is known."""
+    import torch
+
+    from gworld.refine.sample import film_clip
+    from gworld.render.video import read_video
+
+    for picture in read_video(path):
+        yield replace(film_clip(even_size(torch.from_numpy(picture).float() / 255), trust))

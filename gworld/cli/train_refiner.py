@@ -1,0 +1,129 @@
+"""`gworld train refiner`: pairs made of a scene's own photos, a refiner learned from them, its photos kept with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gworld.cli.options import print_json, say
+from gworld.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from gworld.checkpoint import Checkpoint
+    from gworld.refine.network import Refiner
+
+DIFFERENT = 12.0
+"""PSNR (dB) of a world's renders of its photos below which these are not its photos."""
+
+
+@dataclass(frozen=True)
+class RefinerTraining:
+    """What a refiner learns from."""
+
+    data: Path | None = None
+    """Posed photos of the scene: a transforms.json or a COLMAP model, in the world's own frame."""
+    pairs: tuple[Path, ...] = ()
+    """Pair sets that are there already; made of --refiner.data otherwise and kept in OUT/pairs."""
+    base: Path | None = None
+    """A refiner to go on from, instead of fresh weights."""
+    longest: int = 160
+    """Longest side of the pictures, in pixels."""
+    fit_steps: int = 1500
+    """Steps of each fit that pairs are made of."""
+    steps: int = 1200
+    """Steps of the optimiser."""
+    batch: int = 4
+    """Stretches of film per step."""
+    crop: int = 96
+    """Side of the squares that are learned from, in pixels."""
+    width: int = 24
+    """Channels of the finest level."""
+
+
+def train_refiner(
+    options: RefinerTraining, out: Path, world: Path | None, *, device: str = "cpu", seed: int = 0, json: bool = False
+) -> None:
+    """Train; raises `UsageError` when there is nothing to learn from, `InputError` for photos of another scene."""
+    import torch
+
+    from gworld.data.pairset import iterate_pairs, open_pairs
+    from gworld.refine.train import TrainConfig, train
+
+    if options.data is None and not options.pairs:
+        raise UsageError("`--refiner.data PHOTOS` or `--refiner.pairs FOLDER` is needed, to learn from.")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"`--device {device}` is not here: this machine shows PyTorch no CUDA device.")
+    started = time.monotonic()
+    sets = [open_pairs(folder) for folder in (*options.pairs, *_own_pairs(options, out, seed))]
+    learn = (pair for pairs in sets for pair in iterate_pairs(pairs, "train"))
+    judge = [pair for pairs in sets for pair in iterate_pairs(pairs, "held_out")]
+    model = _network(options, seed).to(device)
+    config = TrainConfig(steps=options.steps, batch=options.batch, crop=options.crop, seed=seed)
+    say(f"learning from {sum(len(pairs) for pairs in sets)} clips")
+    done = train(
+        model, learn, judge, config, out,
+        lambda step, score: say(f"  step {step}: held out {score:.2f} dB"), _along(options, world),
+    )  # fmt: skip
+    score = done.scores[-1][1] if done.scores else math.nan
+    facts = {"held_out_db": None if math.isnan(score) else score, "raw_db": None if math.isnan(done.raw) else done.raw}
+    if json:
+        print_json({"run": str(out), "steps": done.steps, "seconds": time.monotonic() - started, **facts})
+        return
+    say(f"{out}: {done.steps} steps, {time.monotonic() - started:.0f} s")
+    say(f"  held-out views {score:.2f} dB (renders {done.raw:.2f} dB)")
+    say(f"next: gworld refine rollout.parquet --world WORLD --refiner {out}")
+
+
+def _own_pairs(options: RefinerTraining, out: Path, seed: int) -> list[Path]:
+    """The pairs of the scene's own photos, made unless an earlier run made them."""
+    if options.data is None:
+        return []
+    from gworld.data.pairset import INDEX
+    from gworld.formats.registry import read_views
+    from gworld.reconstruct.pairs import PairOptions, make_pairs
+
+    folder = out / "pairs"
+    if not (folder / INDEX).is_file():
+        told = PairOptions(longest=options.longest, steps=options.fit_steps, seed=seed)
+        make_pairs(read_views(options.data), folder, told, scene=options.data.name, say=say)
+    return [folder]
+
+
+def _network(options: RefinerTraining, seed: int) -> Refiner:
+    from gworld.refine.network import Refiner, RefinerConfig
+    from gworld.refine.saved import load_refiner
+
+    if options.base is not None:
+        return load_refiner(options.base).model.train()
+    return Refiner(RefinerConfig(width=options.width, seed=seed))
+
+
+def _along(options: RefinerTraining, world: Path | None) -> Checkpoint | None:
+    """The photos with the world's own renders of them, for the refiner to refer to."""
+    if world is None or options.data is None:
+        return None
+    from gworld.checkpoint import Checkpoint
+    from gworld.formats.registry import read_views, world_folder
+    from gworld.formats.world import gaussians_hash, load_world
+    from gworld.reconstruct.coverage import load_coverage
+    from gworld.reconstruct.pairs import known_scene
+    from gworld.refine.saved import photo_tensors
+    from gworld.render.metrics import psnr
+
+    folder = world_folder(world)
+    loaded = load_world(folder)
+    scene = known_scene(
+        loaded.gaussians, read_views(options.data), options.longest, load_coverage(folder), loaded.rest_poses()
+    )
+    photos = scene.references
+    assert photos.truth is not None
+    found = float(psnr(photos.rgb, photos.truth).clamp(max=99).mean())
+    if found < DIFFERENT:
+        raise InputError(
+            f"`{world}` shows the photos of `{options.data}` at {found:.1f} dB: they are not in one frame, or of "
+            "different scenes. Give the poses that the world was reconstructed with."
+        )
+    return Checkpoint(0, photo_tensors(photos), {"gaussians": gaussians_hash(folder)})

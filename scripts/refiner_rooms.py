@@ -1,0 +1,46 @@
+"""The refiner that comes with gworld, made again: pairs of random rooms, and a trained run cut to its weights.
+
+python scripts/refiner_rooms.py pairs runs/rooms --rooms 8
+gworld train refiner --refiner.pairs runs/rooms --refiner.steps 1500 --out runs/refiner
+python scripts/refiner_rooms.py ship runs/refiner assets/refiner
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gworld.bench.refine_scene import room_pairs
+from gworld.data.pairset import Pair, write_pairs
+from gworld.refine.saved import load_refiner, save_refiner
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    pairs = commands.add_parser("pairs", help="make pairs of rooms drawn at random")
+    pairs.add_argument("out", type=Path)
+    pairs.add_argument("--rooms", type=int, default=8)
+    pairs.add_argument("--photos", type=int, default=18)
+    pairs.add_argument("--size", type=int, nargs=2, default=(160, 120), metavar=("WIDTH", "HEIGHT"))
+    ship = commands.add_parser("ship", help="write a run's refiner without its training state")
+    ship.add_argument("run", type=Path)
+    ship.add_argument("out", type=Path)
+    told = parser.parse_args()
+    if told.command == "ship":
+        save_refiner(load_refiner(told.run), told.out, facts={"made": __doc__}, overwrite=True)
+        return
+
+    def rooms(folder: Path) -> Iterator[Pair]:
+        for pair in room_pairs(range(told.rooms), told.photos, *told.size, folder):
+            print(f"{pair.scene} {pair.way}: {len(pair.clip)} frames", flush=True)
+            yield pair
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(rooms(Path(folder)), told.out)
+
+
+if __name__ == "__main__":
+    main()

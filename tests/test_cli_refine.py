@@ -1,0 +1,93 @@
+"""`gworld refine`, `gworld train refiner` and `simulate --refine`, end to end on tiny scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gworld.bench.refine_scene import photo_cameras, random_stage, take_photos
+from gworld.cli.main import main
+from gworld.data.toys import tabletop_world, waving_rollout
+from gworld.formats.transforms import write_transforms
+from gworld.formats.world import load_world, save_world
+from gworld.refine.network import Refiner, RefinerConfig
+from gworld.refine.saved import SavedRefiner, load_refiner, save_refiner
+from gworld.render.video import read_video, write_video
+from gworld.simulate.files import write_rollout
+from tests.test_refine_network import shaken
+
+
+@pytest.fixture(scope="module")
+def refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("refiner") / "shaken"
+    save_refiner(SavedRefiner(shaken()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "table"
+    save_world(tabletop_world(0.05), folder)
+    return folder
+
+
+def test_a_rollout_is_refined_where_it_is_not_trusted(
+    world: Path, refiner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motion = tmp_path / "motion.parquet"
+    write_rollout(waving_rollout(load_world(world), 0.2, 20.0), motion)
+    told = ["refine", str(motion), "--world", str(world), "--refiner", str(refiner), "--width", "64", "--json"]
+    assert main([*told, "--out", str(tmp_path / "a.mp4"), "--changes", str(tmp_path / "c.mp4")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["frames"] == 4 and facts["changed"] < 0.5  # all is trusted where something is
+    assert main([*told, "--out", str(tmp_path / "b.mp4"), "--trust", "0.2", "--beside"]) == 0
+    changed = json.loads(capsys.readouterr().out)["changed"]
+    assert changed > facts["changed"] + 0.2
+    shapes = [next(read_video(tmp_path / f"{name}.mp4")).shape for name in "abc"]
+    assert shapes == [(48, 64, 3), (48, 128, 3), (48, 64, 3)]
+
+
+def test_a_plain_video_is_refined_and_contradictions_are_refused(refiner: Path, tmp_path: Path, world: Path) -> None:
+    film = tmp_path / "film.mp4"
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
+    write_video(list(pictures), film, 10.0)
+    out = tmp_path / "out.mp4"
+    assert main(["refine", str(film), "--refiner", str(refiner), "--out", str(out)]) == 0
+    assert len(list(read_video(out))) == 3
+    for wrong in (
+        ["refine", str(film), "--refiner", str(refiner), "--out", str(out)],
+        ["refine", str(film), "--world", str(world), "--out", str(tmp_path / "x.mp4")],
+        ["refine", str(tmp_path / "motion.parquet"), "--out", str(tmp_path / "x.mp4")],
+        ["refine", str(film), "--trust", "2", "--out", str(tmp_path / "x.mp4")],
+        ["train", "refiner", "--out", str(tmp_path / "run")],
+    ):
+        assert main(wrong) == 2
+    assert main(["refine", str(film), "--refiner", str(tmp_path), "--out", str(tmp_path / "x.mp4")]) == 3
+
+
+def test_simulating_refines_as_it_goes(world: Path, refiner: Path, tmp_path: Path) -> None:
+    told = ["simulate", "--world", str(world), "--policy", "random", "--seconds", "0.1", "--width", "48"]
+    told += ["--cameras", "front", "--rate", "20"]
+    assert main([*told, "--out", str(tmp_path / "raw.mp4")]) == 0
+    assert main([*told, "--out", str(tmp_path / "refined.mp4"), "--refiner", str(refiner)]) == 0
+    raw, refined = (np.stack(list(read_video(tmp_path / name))) for name in ("raw.mp4", "refined.mp4"))
+    assert raw.shape == refined.shape and np.abs(raw.astype(int) - refined).max() > 3
+
+
+def test_a_refiner_is_trained_from_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = random_stage(0, 48, 40, spacing=0.05)
+    views = take_photos(stage, photo_cameras(stage, 9), tmp_path / "images")
+    write_transforms(views, tmp_path / "transforms.json")
+    told = ["train", "refiner", "--out", str(tmp_path / "run"), "--json", "--refiner.data", str(tmp_path)]
+    small = ["--refiner.longest", "48", "--refiner.fit-steps", "12", "--refiner.steps", "2", "--refiner.crop", "40"]
+    assert main([*told, *small, "--refiner.width", "8", "--refiner.batch", "1"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["steps"] == 2 and facts["raw_db"] > 3
+    assert load_refiner(tmp_path / "run").photos is None  # no world was given, to which they would belong
+    assert (tmp_path / "run" / "pairs" / "pairs.json").is_file()
+    torch.testing.assert_close(facts["held_out_db"], facts["raw_db"], atol=1.0, rtol=0)
+    assert Refiner(RefinerConfig(width=8)).config.width == 8
