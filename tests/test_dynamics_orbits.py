@@ -64,13 +64,14 @@ def test_orbits_keep_energy_and_momentum_and_never_touch(exponent: float) -> Non
 def test_the_law_of_a_force_is_found_again(exponent: float) -> None:
     model = Dynamics(NetworkConfig(forces=True))
     data = recordings_of(exponent, 12)
-    assert fit_forces(model.forces, model.materials, model.free.fall, data) > 64
+    assert fit_forces(model.forces, model.materials, model.free, data) > 64
     with torch.no_grad():
         density = model.materials(data.scene, torch.zeros(*data.scene.solid.shape, 1)).log_mass[0, 1].exp()
         volume = data.scene.solids.volume[0] / data.scene.scale[0] ** 3
         weight = float(density / volume**model.materials.power)
         assert abs(float(model.forces.exponent) - exponent) < 0.01
         assert abs(float(model.materials.power) - 2 / 3) < 0.01
+        assert float(model.free.drag) < 1e-3
         truth = orbit_strength(exponent) * np.pi / (4 / 3 * np.pi) ** (2 / 3)
         assert float(model.forces.strength) * weight == pytest.approx(truth, rel=0.02)
 
@@ -83,7 +84,7 @@ def test_a_repelling_force_is_told_from_an_attracting_one() -> None:
     bent[:, 2:] -= pull.cumsum(1).cumsum(1)  # the same distances do not hold any more, the sign does
     model = Dynamics(NetworkConfig(forces=True))
     short = replace(data, poses=torch.cat([bent[:, :6], place[:, :6, :, 3:]], dim=-1))
-    fit_forces(model.forces, model.materials, model.free.fall, short)
+    fit_forces(model.forces, model.materials, model.free, short)
     assert float(model.forces.strength.detach()) < 0
 
 

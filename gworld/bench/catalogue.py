@@ -11,6 +11,7 @@ from gworld.bench.rows import Row
 from gworld.errors import UsageError
 
 BENCHES = {
+    "bias": "what sequences mean to a model: one state, one answer; and the force law that it found in orbits",
     "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
     "follow": "two agents push objects: any actions followed, beside baselines and the true simulator",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",

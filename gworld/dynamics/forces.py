@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gworld.dynamics.free import Free
 from gworld.dynamics.layers import coefficient
 from gworld.dynamics.materials import Materials
 from gworld.dynamics.recordings import Recordings
@@ -40,8 +41,8 @@ class PairForces(nn.Module):
         return zero.index_add(1, i, along * mass[:, j, None]).index_add(1, j, -along * mass[:, i, None])
 
 
-def fit_forces(forces: PairForces, materials: Materials, fall: nn.Parameter, data: Recordings) -> int:
-    """Fit strength, exponent, the power of volume in mass and the `fall` to the accelerations in recordings.
+def fit_forces(forces: PairForces, materials: Materials, free: Free, data: Recordings) -> int:
+    """Fit strength, exponent, the power of volume in mass, the fall and the drag to accelerations in recordings.
 
     A strength and an exponent look alike where distances hardly differ, so they are sought as the force at the usual
     distance and its slope there, once attracting and once repelling. Returns how many accelerations there were; with
@@ -54,35 +55,37 @@ def fit_forces(forces: PairForces, materials: Materials, fall: nn.Parameter, dat
     usual = float(design.truth.square().sum(-1).mean().sqrt().clamp_min(1e-9))
     found = []
     for sign in (1.0, -1.0):
-        start = [math.log(usual), float(forces.exponent.detach()), float(materials.power.detach()), 0.0]
+        start = [math.log(usual), float(forces.exponent.detach()), float(materials.power.detach()), 0.0, 0.0]
         own = torch.tensor(start, dtype=design.truth.dtype, device=design.truth.device, requires_grad=True)
 
         def predict(own: Tensor = own, sign: float = sign) -> Tensor:
-            return sign * design.pull(own) + design.fall(own)
+            return sign * design.pull(own) + design.fly(own)
 
         for width in WIDTHS:
             error = _descend(own, predict, design, width * usual)
         found.append((error, sign, own.tolist()))
-    _, sign, (size, exponent, mass, down) = min(found)
+    _, sign, (size, exponent, mass, down, drag) = min(found)
     with torch.no_grad():
         whole = math.exp(size - exponent * design.middle - mass * design.bulk)
         forces.strength.fill_(sign * whole / forces.length)
         forces.exponent.fill_(exponent)
         materials.power.fill_(mass)
-        fall.fill_(down / forces.length)
+        free.fall.fill_(down / forces.length)
+        free.drag.fill_(max(drag, 0.0))
     return count
 
 
 @dataclass(frozen=True)
 class _Design:
     """Unit lines [E,T,P,3] of pairs, logarithms of their distances [E,T,P] and of volumes [E,1,L], both about their
-    means `middle` and `bulk`, of densities [E,1,L], and the true accelerations of objects [E,T,L,3]."""
+    means `middle` and `bulk`, of densities [E,1,L], and the true velocities and accelerations of objects [E,T,L,3]."""
 
     scene: Scene
     line: Tensor
     logs: Tensor
     volume: Tensor
     density: Tensor
+    speed: Tensor
     truth: Tensor
     middle: float
     bulk: float
@@ -96,10 +99,10 @@ class _Design:
         told = zero.index_add(2, i, pull * mass[:, :, j]).index_add(2, j, -pull * mass[:, :, i])
         return told * (self.scene.free & self.scene.present)[:, None, :, None]
 
-    def fall(self, own: Tensor) -> Tensor:
-        """Accelerations along gravity's direction."""
+    def fly(self, own: Tensor) -> Tensor:
+        """Accelerations along gravity's direction and against the motion."""
         free = (self.scene.free & self.scene.present)[:, None, :, None]
-        return own[3] * self.scene.down[:, None, None] * free
+        return (own[3] * self.scene.down[:, None, None] - own[4] * self.speed) * free
 
 
 @torch.no_grad()
@@ -107,6 +110,7 @@ def _design(forces: PairForces, materials: Materials, data: Recordings) -> _Desi
     scene, place = data.scene, data.poses[..., :3].double()
     free = (scene.free & scene.present)[:, None, :, None]
     truth = (place[:, 2:] - 2 * place[:, 1:-1] + place[:, :-2]) / scene.dt**2 * free
+    speed = (place[:, 2:] - place[:, :-2]) / (2 * scene.dt)
     i, j = scene.pairs[:, 0], scene.pairs[:, 1]
     line = place[:, 1:-1, j] - place[:, 1:-1, i]
     far = line.norm(dim=-1).clamp_min(1e-3 * forces.length)
@@ -120,7 +124,7 @@ def _design(forces: PairForces, materials: Materials, data: Recordings) -> _Desi
     middle = float(logs[there].mean()) if bool(there.any()) else 0.0
     bulk = float(volume[scene.present[:, None]].mean())
     lines = line / far[..., None] * there[..., None]
-    return _Design(scene, lines, logs - middle, volume - bulk, density[:, None], truth, middle, bulk)
+    return _Design(scene, lines, logs - middle, volume - bulk, density[:, None], speed, truth, middle, bulk)
 
 
 def _descend(own: Tensor, predict: Callable[[], Tensor], design: _Design, width: float) -> float:

@@ -50,7 +50,7 @@ class Fitted:
 def fit_alone(model: Dynamics, data: Recordings, steps: int = 200) -> Fitted:
     """Fit the drives, the support's friction and forces across a distance where they act alone; what has too few
     windows is left."""
-    forces = fit_forces(model.forces, model.materials, model.free.fall, data) if model.config.forces else 0
+    forces = fit_forces(model.forces, model.materials, model.free, data) if model.config.forces else 0
     drives = any(name in data.joints and drive.values for name, drive in data.drives.items())
     drives, support = drives and model.config.actuation, model.config.support
     if not (drives or support):
@@ -66,7 +66,7 @@ def fit_alone(model: Dynamics, data: Recordings, steps: int = 200) -> Fitted:
 def alone_parameters(model: Dynamics) -> tuple[list[torch.nn.Parameter], ...]:
     """What the three fits find: the coefficients of the drives, of the support, of forces across a distance."""
     drives, support, forces = model.actuation, model.support, [model.forces.strength, model.forces.exponent]
-    forces += [model.materials.power, model.free.fall] if model.config.forces else []
+    forces += [model.materials.power, model.free.fall, model.free.drag] if model.config.forces else []
     return [drives.gain, drives.lag, drives.thrust], [support.brake, support.lever], forces
 
 

@@ -168,7 +168,7 @@ def _improve(
     optimiser.zero_grad()
     loss.backward()
     for group in optimiser.param_groups:
-        group["lr"] = group["first"] * 0.5 * (1 + math.cos(math.pi * step / config.steps)) + 1e-5
+        group["lr"] = group["first"] * 0.5 * (1 + math.cos(math.pi * step / config.steps)) + 1e-5 * (group["first"] > 0)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
     if bool(torch.isfinite(norm)):
         optimiser.step()
@@ -195,6 +195,8 @@ def _slow(optimiser: torch.optim.Optimizer, fitted: Fitted, config: TrainConfig)
     """Let what was fitted alone learn on slowly; the rates are part of the optimiser's state."""
     for group, windows in zip(optimiser.param_groups[2:], (fitted.drives, fitted.support, fitted.forces), strict=True):
         group["first"] *= config.settled if windows else 1.0
+    if fitted.forces:  # all accelerations at once say more than windows whose first velocities are a little off
+        optimiser.param_groups[-1]["first"] = 0.0
 
 
 def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
