@@ -21,9 +21,10 @@ from gworld.data.store import open_episodes, read_episode
 from gworld.errors import InputError, UsageError
 from gworld.formats.registry import read_table
 from gworld.geometry import invert_transform, pose_from_transform, transform_from_pose
-from gworld.render.video import read_video
+from gworld.render.select import render
+from gworld.render.video import read_video, write_video
 from gworld.scene.cameras import Cameras, intrinsics, look_at
-from gworld.scene.episode import Episode
+from gworld.scene.episode import Episode, Video
 from gworld.scene.links import Link
 from gworld.scene.rollout import Rollout
 from gworld.scene.world import ActionSpec, Entity, World
@@ -417,6 +418,45 @@ def test_a_drive_is_kept_as_an_episode_with_its_film(viewer: Viewer, tmp_path: P
         viewer.keeping[-1].join()
     assert read_table(kept / "motion-001.glb").link_table == viewer.world.links
     assert (kept / "page-001.html").stat().st_size > 10_000 and (kept / "film-001.mp4").is_file()
+
+
+def test_the_film_is_shown_beside_the_motion_it_is_of(world: World, tmp_path: Path) -> None:
+    motion = still(world, 8)
+    places = [transform_from_pose(pose) for pose in motion.link_poses]
+    drawn = [render(world.gaussians, pose, eye(), outputs=("rgb",)).rgb for pose in places]
+    write_video([rgb[0, 0] for rgb in drawn if rgb is not None], tmp_path / "film.mp4", 10.0)
+    film = Video("front", tmp_path / "film.mp4", motion.times)
+    episode = Episode(
+        motion.times, link_poses=motion.link_poses, link_names=motion.link_names, videos=(film,), cameras=eye()
+    )
+    subject = Subject(
+        replace(world, background=(0.0, 0.0, 0.0)), "t", {"e": lambda: motion}, None, None, {"e": lambda: episode}
+    )
+    viewer = Viewer(subject, ViewOptions(port=0))
+    try:
+        viewer.run(0.05)
+        assert viewer.motion is not None
+        panel = viewer.motion.film
+        assert panel is not None and panel.choice.options == ("none", "front")
+        viewer.server.get_clients = lambda: {0: None}  # type: ignore[method-assign, assignment, dict-item]  # somebody looks
+        panel.choice.value = "front"
+        panel.change()
+        likeness = []
+        for frame in (7, 0):
+            viewer.seek(frame)
+            end = time.monotonic() + 10
+            while panel.said.content != "The film above, the world below." and time.monotonic() < end:
+                panel.refresh()
+                time.sleep(0.02)
+            panel.refresh()
+            truth, shown = np.split(panel.picture.image.astype(float), 2)
+            likeness.append(np.square(truth - shown).mean())
+        assert truth.shape == (120, 160, 3) and max(likeness) < 30 and truth.max() > 150
+        panel.choice.value = "none"
+        panel.change()
+        assert panel.picture is None
+    finally:
+        viewer.close()
 
 
 def eye() -> Cameras:

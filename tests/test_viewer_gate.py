@@ -289,6 +289,13 @@ def visitor_bytes(visitor: Any) -> bytes:
 def test_messages_are_of_a_closed_list() -> None:
     assert is_well_formed(CAMERA)
     assert is_well_formed({"type": "GuiUpdateMessage", "uuid": "a", "updates": {"value": [1, 2.5]}})
+    click = {
+        "type": "ScenePointerMessage", "event_type": "click", "ray_origin": [0.0, 1, 2], "ray_direction": [1.0, 0, 0],
+        "screen_pos": [[0.5, 0.5]], "modifier": None,
+    }  # fmt: skip
+    assert is_well_formed(click) and is_well_formed({**click, "ray_origin": None})
+    assert not is_well_formed({**click, "screen_pos": []}) and not is_well_formed({**click, "screen_pos": [[1.0]] * 2})
+    assert not is_well_formed({**click, "ray_origin": [0.0, float("nan"), 1.0]})
     for wrong in ({}, [], None, {"type": 3}, {"type": ["a"]}, {**CAMERA, "more": 1}, {**CAMERA, "fov": True},
                   {**CAMERA, "fov": float("inf")}, {k: v for k, v in CAMERA.items() if k != "near"},
                   {"type": "GuiUpdateMessage", "uuid": "a", "updates": {"value": {"a": 1}}},

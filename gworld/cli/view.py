@@ -15,11 +15,13 @@ import tyro
 
 from gworld.cli.options import print_json, say
 from gworld.errors import InputError, MissingBackendError, UsageError
+from gworld.files import existing_file
 from gworld.formats.table import Axes
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from gworld.scene.episode import Episode
     from gworld.scene.rollout import Rollout
     from gworld.scene.world import World
     from gworld.viewer.app import Viewer
@@ -39,6 +41,8 @@ class Options:
     """The world that a rollout or episodes belong to; else one beside them, else links are shown as balls."""
     rollouts: tuple[Path, ...] = ()
     """Rollouts to play in the world, besides what SOURCE holds."""
+    truth: Path | None = None
+    """An episode whose film is shown beside the recordings, where they are none of a store."""
     actions: Path | None = None
     """Actions that agents can be set to replay: any file that `gworld simulate --actions` takes."""
     task: str = ""
@@ -58,15 +62,15 @@ class Options:
     rate: float = 30.0
     """Steps per second when agents are driven."""
     keep: Path = Path("driven")
-    """Folder for recorded drives."""
+    """Folder for recorded drives, films, camera paths and edited worlds."""
     follow: bool = False
     """Watch the run in SOURCE while it is made; so is a run that has no world yet."""
     export: Path | None = None
-    """Write a page (.html) that plays the first recording without a server, and leave."""
+    """Write a page (.html) that plays the first recording without a server, or an animated .glb, and leave."""
     seconds: float | None = None
     """Close after this long; on Ctrl+C when not given."""
     overwrite: bool = False
-    """Replace the page if it exists."""
+    """Replace the page if it exists; save an edited world in place of the one in SOURCE."""
     json: bool = False
     """Print the address, or what was exported, as one JSON object on stdout."""
 
@@ -78,6 +82,7 @@ class _Found:
     world: World
     recordings: Recordings = field(default_factory=dict)
     note: str = ""
+    episodes: dict[str, Callable[[], Episode]] = field(default_factory=dict)
 
 
 def run(options: Options) -> None:
@@ -111,6 +116,9 @@ def _export(found: _Found, options: Options) -> None:
     assert options.export is not None
     first = next(iter(found.recordings.values()), None)
     rollout = None if first is None else first()
+    if options.export.suffix.lower() == ".glb":
+        _export_glb(found, options, rollout)
+        return
     frames = export_page(
         found.world, options.export, rollout, splats=min(options.splats, 300_000), overwrite=options.overwrite
     )
@@ -120,6 +128,27 @@ def _export(found: _Found, options: Options) -> None:
         return
     say(f"wrote {options.export}: {frames} frames, {size / 1e6:.1f} MB")
     say("next: open it in a browser; it needs no server")
+
+
+def _export_glb(found: _Found, options: Options, rollout: Rollout | None) -> None:
+    from gworld.files import refuse_existing
+    from gworld.simulate.files import write_animation
+    from gworld.viewer.player import fit_rollout
+
+    assert options.export is not None
+    if rollout is None:
+        raise UsageError(
+            f"`{options.source}` holds no motion; `gworld convert` makes a .glb of a world that stands still."
+        )
+    refuse_existing(options.export, overwrite=options.overwrite)
+    moves = fit_rollout(rollout, found.world)
+    write_animation(found.world, moves, options.export)
+    size = options.export.stat().st_size
+    if options.json:
+        print_json({"out": str(options.export), "frames": len(moves), "bytes": size})
+        return
+    say(f"wrote {options.export}: {len(moves)} instants, {size / 1e6:.1f} MB")
+    say("next: open it in a viewer of glTF with KHR_gaussian_splatting")
 
 
 def _in_progress(source: Path) -> bool:
@@ -148,8 +177,9 @@ def _serve(found: _Found, options: Options) -> None:
     from gworld.viewer.app import Subject, Viewer, ViewOptions
 
     subject = Subject(found.world, options.source.resolve().name, found.recordings, _driver(found.world, options),
-                      _views(found.world))  # fmt: skip
-    settings = ViewOptions(options.host, options.port, options.clients, options.splats, options.keep)
+                      _views(found.world), _truth(found, options))  # fmt: skip
+    settings = ViewOptions(options.host, options.port, options.clients, options.splats, options.keep,
+                           options.overwrite)  # fmt: skip
     viewer = Viewer(subject, settings)
     _stay(viewer, options)
     if "kept" in viewer.message:
@@ -210,6 +240,17 @@ def _driver(world: World, options: Options) -> Any:
     return Driver(Engine(world, stepper, EngineOptions(step)), table, task=task)
 
 
+def _truth(found: _Found, options: Options) -> dict[str, Callable[[], Episode]]:
+    """The episodes whose films are shown beside the recordings, by their names."""
+    if options.truth is None:
+        return found.episodes
+    from gworld.data.record import load_record
+
+    truth = options.truth
+    existing_file(truth / "episode.json")
+    return dict.fromkeys(found.recordings, lambda: load_record(truth))
+
+
 def _views(world: World) -> np.ndarray | None:
     """How many views saw each Gaussian, where the world says so."""
     import numpy as np
@@ -228,10 +269,12 @@ def _open(options: Options) -> _Found:
 
     source = options.source
     recordings: Recordings = {}
+    episodes: dict[str, Callable[[], Episode]] = {}
     if source.suffix.lower() in (".parquet", ".pq") and source.is_file():
         recordings = {source.stem: lambda: read_rollout(source)}
     elif source.is_dir():
-        recordings = _episodes(source)
+        episodes = _episodes(source)
+        recordings = {name: _motion_of(name, read) for name, read in episodes.items()}
     for path in options.rollouts:
         recordings[_free_name(path.stem, recordings)] = lambda path=path: read_rollout(path)
     if options.rollouts and not recordings:
@@ -240,10 +283,11 @@ def _open(options: Options) -> _Found:
         return _Found(_load(source, options), recordings)
     place = options.world or _world_beside(source)
     if place is not None:
-        return _Found(_load(place, options), recordings, "" if options.world else f"in the world `{place}`")
+        note = "" if options.world else f"in the world `{place}`"
+        return _Found(_load(place, options), recordings, note, episodes)
     first = next(iter(recordings.values()))()
     note = "no world is beside it, so each link is a ball; name the world with `--world`"
-    return _Found(_balls(first), recordings, note)
+    return _Found(_balls(first), recordings, note, episodes)
 
 
 def _load(path: Path, options: Options) -> World:
@@ -257,14 +301,13 @@ def _load(path: Path, options: Options) -> World:
     return replace(world, entities=(Entity("scene", "static", (0,)), *parts))
 
 
-def _episodes(folder: Path) -> Recordings:
+def _episodes(folder: Path) -> dict[str, Callable[[], Episode]]:
     """The episodes of a folder that is one or a store of them, read when they are chosen."""
     from gworld.data.record import load_record
     from gworld.data.store import is_episode_store, open_episodes, read_episode
-    from gworld.viewer.player import rollout_of
 
     if (folder / "episode.json").is_file():
-        return {folder.name: lambda: rollout_of(load_record(folder), str(folder))}
+        return {folder.name: lambda: load_record(folder)}
     if not is_episode_store(folder):
         return {}
     episodes = open_episodes(folder)
@@ -273,13 +316,19 @@ def _episodes(folder: Path) -> Recordings:
     if len(episodes) > MAX_EPISODES:
         say(f"{len(episodes)} episodes; the first {MAX_EPISODES} are offered")
 
-    def reader(position: int) -> Callable[[], Rollout]:
-        return lambda: rollout_of(read_episode(episodes, position), f"{folder}, episode {position}")
+    def reader(position: int) -> Callable[[], Episode]:
+        return lambda: read_episode(episodes, position)
 
     return {
         f"episode {entry.episode} ({entry.behaviour}, {entry.seconds:.1f} s)": reader(position)
         for position, entry in enumerate(episodes.entries[:MAX_EPISODES])
     }
+
+
+def _motion_of(name: str, read: Callable[[], Episode]) -> Callable[[], Rollout]:
+    from gworld.viewer.player import rollout_of
+
+    return lambda: rollout_of(read(), name)
 
 
 def _world_beside(source: Path) -> Path | None:

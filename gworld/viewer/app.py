@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from gworld.errors import GWorldError
+from gworld.scene.episode import Episode
 from gworld.scene.rollout import Rollout
 from gworld.scene.world import World
 from gworld.viewer.drive_panel import DrivePanel
 from gworld.viewer.driver import Driver
 from gworld.viewer.drives import Drives
+from gworld.viewer.edit_panel import EditPanel
 from gworld.viewer.gate import open_gate, open_server
 from gworld.viewer.ghost import MODES, Gap, Ghost, gap_between
 from gworld.viewer.panels import MotionPanel, PicturePanel, ScenePanel
@@ -38,6 +40,7 @@ TOLD_EVERY = 0.2
 class Subject:
     """What is looked at: a world, recordings of its motion (read when chosen), and a driver where agents can act.
 
+    `episodes` are those that recordings of the same names were made from: their films are shown beside the motion.
     `views` [N] says how many views saw each Gaussian, None where that is not known.
     """
 
@@ -46,6 +49,7 @@ class Subject:
     recordings: Mapping[str, Callable[[], Rollout]] = field(default_factory=dict)
     driver: Driver | None = None
     views: Int[np.ndarray, " N"] | None = None
+    episodes: Mapping[str, Callable[[], Episode]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class ViewOptions:
     splats: int = 1_000_000
     """Splats sent to a browser; of more, some that are made larger stand for all."""
     keep: Path = Path("driven")
-    """Folder for recorded drives."""
+    """Folder for recorded drives, films, camera paths and edited worlds."""
+    overwrite: bool = False
+    """Save an edited world in place of the one that was opened."""
 
 
 class Viewer:
@@ -72,7 +78,7 @@ class Viewer:
 
     def __init__(self, subject: Subject, options: ViewOptions = ViewOptions()) -> None:
         self.world, self.options, self.driver = subject.world, options, subject.driver
-        self.recordings = dict(subject.recordings)
+        self.recordings, self.episodes = dict(subject.recordings), dict(subject.episodes)
         self.player: Player | None = None
         self.ghost: Ghost | None = None
         self.gap: Gap | None = None
@@ -81,6 +87,7 @@ class Viewer:
         self.drive: DrivePanel | None = None
         self.motion: MotionPanel | None = None
         self.keeping: list[threading.Thread] = []
+        self.edited = False
         self.live, self.message = self.driver is not None and not self.recordings, ""
         self._todo: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._wake, self._ended = threading.Event(), threading.Event()
@@ -119,6 +126,8 @@ class Viewer:
                 self.motion = MotionPanel(self)
         with tabs.add_tab("Scene"):
             ScenePanel(self)
+        with tabs.add_tab("Edit"):
+            self.edit = EditPanel(self)
         with tabs.add_tab("Picture"):
             self.picture = PicturePanel(self)
 
@@ -201,6 +210,8 @@ class Viewer:
         self.player = Player(fit_rollout(read(), self.world))
         self.run_live(False)
         self._show_player()
+        if self.motion is not None and self.motion.film is not None:
+            self.motion.film.open(self.episodes[name]() if name in self.episodes else None)
 
     def compare(self, name: str, mode: str = "") -> None:
         """Show a recording as well, as a ghost or beside; a name that there is none of takes it away."""
@@ -217,6 +228,16 @@ class Viewer:
             self.show(self.driver.poses, self.driver.time)
         else:
             self._show_player()
+
+    def replace_world(self, world: World) -> None:
+        """Put an edited world on the stage; it is driven again when it was saved and opened anew."""
+        self.compare("")
+        self.run_live(False)
+        views = self.stage.views if len(world.gaussians) == len(self.world.gaussians) else None
+        self.world, self.player, self.edited = world, None, True
+        self.stage.update(world, views)
+        self.stage.show(self.stage.rest())
+        self.pixels.update()
 
     def play(self) -> None:
         """Play, or pause."""
@@ -241,7 +262,9 @@ class Viewer:
 
     def run_live(self, wanted: bool) -> None:
         """Step the engine, or leave the world as it is; the timeline pauses."""
-        self.live = wanted and self.drives is not None
+        self.live = wanted and self.drives is not None and not self.edited
+        if wanted and self.edited:
+            self.message = "the world was edited: save it and open it again to drive in it"
         if self.live and self.player is not None:
             self.player.playing = False
         if self.drive is not None:
@@ -261,3 +284,4 @@ class Viewer:
         if self.drive is not None:
             self.drive.refresh(self.live)
         self.picture.refresh()
+        self.edit.refresh()

@@ -165,6 +165,9 @@ class Drives:
     def drove(self) -> None:
         """Show where the driver is now."""
         self._tell_panel(None)
+        if self.viewer.edited:
+            self.viewer.run_live(True)  # says why not
+            return
         self.viewer.show(self.driver.poses, self.driver.time)
 
     def _tell_panel(self, agents: list[str] | None) -> None:

@@ -20,6 +20,10 @@ FIELDS: dict[str, dict[str, Any]] = {
         "name": str, "instance_index": "index", "ray_origin": 3, "ray_direction": 3, "screen_pos": 2,
         "modifier": "word", "owner": str,
     },
+    "ScenePointerMessage": {
+        "event_type": "word", "ray_origin": "place", "ray_direction": "place", "screen_pos": "places",
+        "modifier": "word",
+    },
     "TransformControlsUpdateMessage": {"name": str, "wxyz": 4, "position": 3, "owner": str},
     "TransformControlsDragStartMessage": {"name": str, "owner": str},
     "TransformControlsDragEndMessage": {"name": str, "owner": str},
@@ -50,6 +54,10 @@ def _fits(value: Any, wanted: Any) -> bool:
         return isinstance(value, dict) and set(value) == {"value"} and _is_value(value["value"])
     if wanted == "index":
         return value is None or (isinstance(value, int) and 0 <= value < 1 << 31)
+    if wanted == "place":
+        return value is None or _fits(value, 3)
+    if wanted == "places":
+        return isinstance(value, list) and 1 <= len(value) <= 2 and all(_fits(part, 2) for part in value)
     if wanted == "word":
         return value is None or (isinstance(value, str) and len(value) <= 32)
     if wanted == 0:

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 import viser
 from PIL import Image
 
+from gworld.scene.cameras import Cameras
+from gworld.viewer.camera_path import CameraPath, fly, write_camera_path
+from gworld.viewer.driver import free_name
+from gworld.viewer.film import FilmPanel
 from gworld.viewer.ghost import MODES
 from gworld.viewer.keep import KINDS, keep_as
 from gworld.viewer.pixels import view_of
@@ -81,6 +85,10 @@ class MotionPanel:
             self.other = gui.add_dropdown("With", (NOTHING, *self.names), hint="another motion at the same time")
             self.how = gui.add_dropdown("Shown as", MODES)
             self.gap = gui.add_markdown("Nothing is compared.")
+        self.film = None
+        if viewer.episodes:
+            with gui.add_folder("True film") as place:
+                self.film = FilmPanel(viewer, place)
         self.kept = gui.add_button_group(
             "Keep as", KINDS, hint="a film from where you look, a GLB, a page for any disk"
         )
@@ -131,6 +139,8 @@ class MotionPanel:
         apart = "" if gap is None else f"{gap.distance:.3f} {unit} apart at most now ({plain(gap.body)})."
         self.gap.content = apart or "Nothing is compared."
         self.said.content = plain(self.viewer.message)
+        if self.film is not None:
+            self.film.refresh()
         if player is None:
             self.clock.content = "Nothing is recorded yet. Record a drive, or open a rollout with its world."
             return
@@ -143,7 +153,7 @@ class MotionPanel:
 
 
 class PicturePanel:
-    """Our own renderer in place of the browser's splats, and pictures to keep."""
+    """Our own renderer in place of the browser's splats, pictures to keep, and camera paths."""
 
     def __init__(self, viewer: Viewer) -> None:
         gui, self.viewer = viewer.server.gui, viewer
@@ -157,8 +167,46 @@ class PicturePanel:
             if event.client is not None:
                 event.client.send_file_download("gworld.png", picture_bytes(viewer, event.client))
 
+        with gui.add_folder("Camera path"):
+            self._path(viewer)
+
+    def _path(self, viewer: Viewer) -> None:
+        gui, self.path = viewer.server.gui, CameraPath()
+        self.flight = gui.add_markdown("")
+        add = gui.add_button("Add this view")
+        seconds = gui.add_number("Seconds", self.path.seconds, min=0.5, max=600.0, step=0.5)
+        closed = gui.add_checkbox("Back to the first view", False)
+        acts = gui.add_button_group("Path", ("fly", "keep", "clear"), hint="kept for `gworld render --path`")
+        add.on_click(lambda event: self._add(view_of(event.client)))
+        acts.on_click(lambda event: self._act(event.client, acts.value, float(seconds.value), bool(closed.value)))
+
+    def _add(self, view: Cameras | None) -> None:
+        if view is not None:
+            self.viewer.do(lambda: self.path.add(view))
+
+    def _act(self, client: viser.ClientHandle | None, act: str, seconds: float, closed: bool) -> None:
+        viewer, path = self.viewer, self.path
+        path.seconds, path.closed = seconds, closed
+        if act == "clear":
+            viewer.do(path.keys.clear)
+        elif act == "keep":
+            viewer.do(lambda: self._keep())
+        elif client is not None:
+            viewer.do(lambda: fly(client, path.cameras(), path.fps, viewer))
+
+    def _keep(self) -> None:
+        cameras = self.path.cameras()
+        target = free_name(self.viewer.options.keep, "path", ".json")
+        write_camera_path(cameras, self.path.fps, target)
+        self.viewer.message = f"kept {len(cameras)} frames in {target}"
+
     def refresh(self) -> None:
-        """Say what drawing costs."""
+        """Say what drawing costs, and what the path has."""
+        count = len(self.path.keys)
+        views = (
+            f"{count} view{'s' * (count != 1)} so far." if count else "No view yet: add some, then fly or keep them."
+        )
+        self.flight.content = f"{views}  \n{plain(self.viewer.message)}"
         drawn = f"gworld draws: {plain(self.viewer.pixels.note or 'a moment')}"
         self.note.content = drawn if self.viewer.pixels.on else "The browser draws the splats."
 
