@@ -186,3 +186,15 @@ def test_killed_at_any_moment_nothing_finished_is_lost_or_misnumbered(tmp_path: 
     for position in {0, count // 2, count - 1}:
         assert episodes.entries[position].key == f"made-{position}"
         assert_same(read_episode(episodes, position), small_episode(video, seed=position))
+
+
+def test_where_an_episode_comes_from_is_kept_and_old_stores_are_read(tmp_path: Path) -> None:
+    origin = {"seed": 3, "drawn": {"light": {"exposure": 0.5}}, "rejected": {}}
+    with EpisodeWriter(tmp_path / "store") as writer:
+        writer.add(replace(small_episode(), origin=origin))
+    assert read_episode(open_episodes(tmp_path / "store"), 0).origin == origin
+    file = episode_folder(tmp_path / "store", 0) / "episode.json"
+    facts = json.loads(file.read_text())
+    del facts["origin"]
+    file.write_text(json.dumps(facts))
+    assert read_episode(open_episodes(tmp_path / "store"), 0).origin == {}

@@ -29,6 +29,7 @@ COMMANDS = {
     "info": ("gworld.cli.info", "Describe a splat file, a world or a posed image set; draw a thumbnail."),
     "simulate": ("gworld.cli.simulate", "Run a world under any actions of all its agents, to video and labels."),
     "evaluate": ("gworld.cli.evaluate", "Judge a rollout or a run in one page: errors, baselines, physics, films."),
+    "generate": ("gworld.cli.generate", "Make episodes by the thousand out of a world: varied, judged, resumed."),
     "view": ("gworld.cli.view", "Look into a world in the browser: play rollouts, drive agents, see true pixels."),
     "render": ("gworld.cli.render", "Render a world or a splat file along a camera path to video or pictures."),
     "refine": ("gworld.cli.refine", "Turn rendered film into footage, where the world is unsure, and nowhere else."),

@@ -109,6 +109,7 @@ def _facts(episode: Episode, videos: list[dict[str, Any]], empty: list[str]) -> 
         "empty": empty,
         "videos": videos,
         "cameras": calibration,
+        "origin": episode.origin,
     }
 
 
@@ -184,6 +185,7 @@ def _episode(facts: Mapping[str, Any], columns: dict[str, Any], videos: tuple[Vi
         task=_text(facts["task"]),
         behaviours={_text(key): value for key, value in each.items()},
         names={_text(key): tuple(map(_text, value)) for key, value in facts["names"].items()},
+        origin=dict(facts.get("origin", {})),
     )
 
 

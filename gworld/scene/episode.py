@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -43,7 +43,8 @@ class Episode:
     signals {name: [T,S]} other numbers recorded at every step (hand poses, contacts, rewards); names the columns'
     names, by table: {"actions/left": ("elbow", ..)}; behaviours {agent: who chose its actions}, where known; link_poses
     [T,L,7] world_from_link with `link_names`, NaN where not tracked; cameras the calibration of `videos`, in their
-    order; task what was asked for, in words.
+    order; task what was asked for, in words; origin how an episode that was generated was made, as plain values (texts,
+    numbers, lists, mappings): its seed, what was varied.
     """
 
     times: Float[Tensor, " T"]
@@ -61,6 +62,7 @@ class Episode:
     signals: dict[str, Float[Tensor, "T S"]] = field(default_factory=dict)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps = len(self.times)

@@ -162,9 +162,10 @@ def _seek(word: str, engine: Engine, agent: str, given: PolicyInput) -> Act:
     """Plans in the model, again every few steps: an expert for the task, an adversary to run into what is nearest."""
     if word == "expert" and (given.task is None or agent not in given.task.agents):
         raise UsageError(f"policy `expert` needs a task for agent `{agent}`; name one with `--task`.")
-    others = [link for entity in engine.world.entities if entity.name != agent for link in entity.links if link]
-    own = next(list(entity.links) for entity in engine.world.agents if entity.name == agent)
-    if word == "adversarial" and not others:
+    bodies = set(engine.world.gaussians.links.tolist()) - {0}  # a bare frame, as of a rail, is nothing to run into
+    others = [link for e in engine.world.entities if e.name != agent for link in e.links if link in bodies]
+    own = next([link for link in e.links if link in bodies] for e in engine.world.agents if e.name == agent)
+    if word == "adversarial" and not (own and others):
         raise UsageError(f"agent `{agent}` is alone; there is nothing to run into. Choose another policy.")
     again = QUICK.hold * 2
     plans: list[Plan | None] = [None] * engine.options.worlds
