@@ -1,4 +1,7 @@
-"""Which Gaussians of a reconstructed scene belong to one object: by a box, or by masks in several views."""
+"""Which Gaussians of a reconstructed scene belong to one object: by a box, or by masks in several views.
+
+Further ways: `segment_model` (a model that stands in the scene) and `segment_motion` (what moves as one).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,20 @@ from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians, select_gaussians
 from gworld.scene.harmonics import C0
 from gworld.scene.world import World
+
+
+@dataclass(frozen=True)
+class Hole:
+    """A connected patch of a picture that shows nothing any more once something has gone: the camera's number, its
+    pixels and share of the picture, its middle [2] in pixels, about how large it was where the thing stood (m^2), and
+    that place [3] in the world."""
+
+    camera: int
+    pixels: int
+    share: float
+    middle: tuple[float, float]
+    area: float
+    place: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -93,11 +110,58 @@ def hole_shares(
 
     A pixel is a hole when its opacity was one half or more and is less without them.
     """
-    poses = world.rest_poses()
-    with torch.no_grad():
-        before = render(world.gaussians, poses, cameras, outputs=("alpha",), backend=backend).alpha
-        rest = select_gaussians(world.gaussians, ~rows)
-        after = render(rest, poses, cameras, outputs=("alpha",), backend=backend).alpha
-    if before is None or after is None:
-        raise InputError("the renderer gave no opacity.")
-    return ((before[0] >= 0.5) & (after[0] < 0.5)).float().mean(dim=(-1, -2))
+    return _gone(world, rows, cameras, backend)[0].float().mean(dim=(-1, -2))
+
+
+def find_holes(
+    world: World, rows: Bool[Tensor, " N"], cameras: Cameras, *, least: int = 9, backend: str = "auto"
+) -> tuple[Hole, ...]:
+    """The holes of at least `least` pixels that `rows` leave behind in the cameras' pictures, largest first.
+
+    Size and place are those of the surface that went, as seen from there; what to fill lies behind it.
+    """
+    from scipy.ndimage import find_objects, label
+
+    gone, depth = _gone(world, rows, cameras, backend)
+    holes = []
+    for camera in range(len(cameras)):
+        patches, _ = label(gone[camera].numpy())
+        K, pose = cameras.K[camera].double(), cameras.world_from_camera[camera].double()
+        for number, box in enumerate(find_objects(patches), 1):
+            inside = torch.from_numpy(patches[box] == number).nonzero()
+            if len(inside) < least:
+                continue
+            row, column = inside[:, 0] + box[0].start, inside[:, 1] + box[1].start
+            far = depth[camera, row, column].double()
+            ray = torch.stack([column + 0.5 - K[0, 2], row + 0.5 - K[1, 2], torch.ones(len(row))], 1)
+            points = ray / torch.stack([K[0, 0], K[1, 1], K.new_tensor(1.0)]) * far[:, None]
+            place = (points @ pose[:3, :3].T + pose[:3, 3]).median(0).values
+            holes.append(
+                Hole(
+                    camera,
+                    len(row),
+                    len(row) / (cameras.width * cameras.height),
+                    (float(column.double().mean()) + 0.5, float(row.double().mean()) + 0.5),
+                    float((far.square() / (K[0, 0] * K[1, 1])).sum()),
+                    (float(place[0]), float(place[1]), float(place[2])),
+                )
+            )
+    return tuple(sorted(holes, key=lambda hole: -hole.pixels))
+
+
+def _gone(
+    world: World, rows: Bool[Tensor, " N"], cameras: Cameras, backend: str
+) -> tuple[Bool[Tensor, "C H W"], Float[Tensor, "C H W"]]:
+    """The pixels that show nothing any more without `rows`, and the depths of what they showed; a camera at a time."""
+    rest, poses = select_gaussians(world.gaussians, ~rows), world.rest_poses()
+    gone, depth = [], []
+    for index in range(len(cameras)):
+        camera = replace(cameras[index], names=())
+        with torch.no_grad():
+            before = render(world.gaussians, poses, camera, outputs=("alpha", "depth"), backend=backend)
+            after = render(rest, poses, camera, outputs=("alpha",), backend=backend).alpha
+        if before.alpha is None or before.depth is None or after is None:
+            raise InputError("the renderer gave no opacity.")
+        gone.append(((before.alpha[0, 0] >= 0.5) & (after[0, 0] < 0.5)).cpu())
+        depth.append(before.depth[0, 0].cpu())
+    return torch.stack(gone), torch.stack(depth)
