@@ -1,4 +1,4 @@
-# make demo   install into .venv and take the tour
+# make demo   install into .venv; films of two agents -> a world -> a judged simulation, in out/demo
 # make test   install everything and run every check
 # Needs Python >= 3.10. PyTorch's CPU-only builds: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
@@ -12,7 +12,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NPM_FLAGS := --no-audit --no-fund --no-package-lock --loglevel=error
 START := $(shell date +%s)
 TOOK = $$(( $$(date +%s) - $(START) )) s, installation included
-SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/* assets/recording/*)
 
 .PHONY: demo test check install dev peers clean
 
@@ -40,7 +40,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(PIP) install -c constraints.txt $(INDEX) .
+	$(PIP) install -c constraints.txt $(INDEX) ".[demo]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch $(SOURCES)

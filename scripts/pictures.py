@@ -1,30 +1,38 @@
-"""Draw the pictures of the README from the generated scene: python scripts/pictures.py (writes assets/demo.png)."""
+"""Make the README's first picture of what `gworld demo` made: python scripts/pictures.py out/demo (assets/demo.png)."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from gworld.cli.panels import draw_panels
-from gworld.cli.scenes import place_world, render_frames
-from gworld.data.toys import poses_of, tabletop_world, waving_rollout
-from gworld.render.api import RenderOptions
-from gworld.render.paths import orbit, path_cameras
+from gworld.render.video import read_video
 
 ROOT = Path(__file__).resolve().parent.parent
+INSTANTS = (0.0, 0.35, 0.65, 1.0)
+"""Shares of the film that stand side by side."""
+WIDTH, GAP = 360, 6
 
 
-def main() -> None:
-    """Render one instant of the waving arms as colour, depth and owning link."""
-    world = place_world(tabletop_world(0.008), "auto")
-    poses = poses_of(waving_rollout(world))[45][None]
-    cameras = path_cameras(orbit(world.gaussians.means.new_tensor([0.0, 0.1, 0.82]), 1.6, 0.85, 36), 720, 540, 0.75)[26]
-    options = RenderOptions(background=(0.88, 0.91, 0.95))
-    output = next(render_frames(world, poses, cameras, ("rgb", "depth", "link_id"), options, "auto"))
-    picture = np.asarray(draw_panels(output, ("rgb", "depth", "link_id")))
-    (ROOT / "assets").mkdir(exist_ok=True)
-    Image.fromarray(picture).save(ROOT / "assets" / "demo.png", optimize=True)
+def main(demo: Path) -> None:
+    """The first camera's footage above its simulation, at a few instants."""
+    frames = list(read_video(demo / "demo.mp4"))
+    height, width = frames[0].shape[0] // 2, (frames[0].shape[1] - 2 * 2) // 3
+    tall = round(WIDTH * height / width)
+    sheet = Image.new("RGB", (len(INSTANTS) * (WIDTH + GAP) - GAP, 2 * tall + GAP), (255, 255, 255))
+    for column, share in enumerate(INSTANTS):
+        frame = frames[round(share * (len(frames) - 1))]
+        for line in range(2):
+            part = Image.fromarray(np.ascontiguousarray(frame[line * height : (line + 1) * height, :width]))
+            sheet.paste(
+                part.resize((WIDTH, tall), Image.Resampling.LANCZOS), (column * (WIDTH + GAP), line * (tall + GAP))
+            )
+        seconds = share * (len(frames) - 1) / 20
+        draw = ImageDraw.Draw(sheet)
+        draw.text((column * (WIDTH + GAP) + WIDTH - 8, 6), f"{seconds:.1f} s", (255, 255, 255),
+                  ImageFont.load_default(18), "ra")  # fmt: skip
+    sheet.save(ROOT / "assets" / "demo.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

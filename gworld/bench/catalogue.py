@@ -12,8 +12,11 @@ from gworld.errors import UsageError
 
 BENCHES = {
     "bias": "what sequences mean to a model: one state, one answer; and the force law that it found in orbits",
+    "diversity": "generated beside recorded episodes: what both visit, and what a model learns from them",
     "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
-    "follow": "two agents push objects: any actions followed, beside baselines and the true simulator",
+    "follow": "two agents push or grasp objects: any actions followed, beside baselines and the true simulator",
+    "agents": "three and four agents, by a network that was trained on two",
+    "attrib": "one agent's actions exchanged: what changes lies where it could act",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
     "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
     "attr": "appearance edits change no motion; a reshaped object moves alike until it touches",
@@ -24,8 +27,15 @@ BENCHES = {
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
+    "rollout": "recorded scenes, reconstructed from their films, simulated: pictures up to 192 steps on",
+    "recall": "look away and return: the same view again, bit for bit",
+    "offview": "things that one agent moves while nobody looks are where it put them",
+    "plan": "two agents push by planning in the model, acted out in the true simulator",
+    "rank": "policies judged in the model and in the true simulator from the same starts",
+    "locality": "other actions of one agent change no pixel that shows nothing it reached",
     "simulate": "steps and frames per second for 1, 16 and 64 worlds, plans, and long runs",
     "track": "poses and joints from video: a generated film with truth, push-T judged by a third camera",
+    "viewer": "the viewer under load: guests, memory, malformed messages, strangers, latency, cost to a fit",
 }
 
 

@@ -59,26 +59,32 @@ class Options:
 
 def run(options: Options) -> None:
     """Judge; raises `UsageError` for a request that cannot be met, `InputError` for what cannot be read."""
-    from gworld.cli.evaluate_trials import gather_subject
-    from gworld.evaluate.rollout_report import write_rollout_report
-
     finished = options.run / "report.html"
     if finished.is_file() and options.truth is None:
         _reconstruction(options, finished)
         return
+    figures = make(options)
+    if options.json:
+        print_json(figures)
+        return
+    out = Path(figures["report"])
+    say(f"report: {out} ({figures['bytes'] / 1e6:.1f} MB, opens anywhere)")
+    say(f"result: {figures['headline']}")
+    say(f"next: open {shlex.quote(str(out))}" + "".join(f"; broken: {name}" for name in figures["broken"]))
+
+
+def make(options: Options) -> dict[str, Any]:
+    """Judge and write the page; returns the figures that `--json` prints."""
+    from gworld.cli.evaluate_trials import gather_subject
+    from gworld.evaluate.rollout_report import write_rollout_report
+
     out = options.out or default_page(options.run)
     refuse_existing(out, overwrite=options.overwrite)
-    subject = gather_subject(options)
-    facts, figures = judge(subject, options)
+    facts, figures = judge(gather_subject(options), options)
     write_rollout_report(out, facts)
-    size = out.stat().st_size / 1e6
-    if options.json:
-        print_json({"report": str(out), "bytes": out.stat().st_size, **figures})
-        return
-    say(f"report: {out} ({size:.1f} MB, opens anywhere)")
-    say(f"result: {facts.headline}")
     broken = [check.name for check in facts.checks if check.ok is False]
-    say(f"next: open {shlex.quote(str(out))}" + (f"; broken: {', '.join(broken)}" if broken else ""))
+    size = out.stat().st_size
+    return {"report": str(out), "bytes": size, "headline": facts.headline, "broken": broken, **figures}
 
 
 def default_page(run: Path) -> Path:
