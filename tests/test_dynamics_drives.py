@@ -10,6 +10,7 @@ import torch
 
 from gworld.agents.binding import load_robot
 from gworld.agents.kinematics import forward_kinematics
+from gworld.dynamics.actuation import joint_values
 from gworld.dynamics.drives import make_drive
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.errors import InputError
@@ -32,8 +33,7 @@ def test_simulated_and_trained_drives_are_the_same(tmp_path: Path) -> None:
     own = Learned(stage.world, Dynamics(NetworkConfig()), 0.05).drives
     assert set(own) == set(stage.drives) == {"left", "right"}
     for name, drive in stage.drives.items():
-        assert own[name].slides is not None and drive.slides is not None
-        assert torch.allclose(own[name].slides, drive.slides) and own[name].carried == drive.carried
+        assert own[name].values == drive.values and own[name].links == drive.links
         assert own[name].components == drive.components and own[name].kinds == drive.kinds
         assert torch.allclose(own[name].base, drive.base, atol=1e-6)
 
@@ -44,23 +44,9 @@ def test_every_drive_puts_links_where_they_rest(world: World) -> None:
         drive = drive_of(world, body)
         assert drive is not None
         memory = Learned(world, Dynamics(NetworkConfig()), 0.05).start(_motion(world)).memory[name]
-        values = memory.chunk(2, dim=-1)[0]
+        values = joint_values(memory)
         chain = forward_kinematics(drive.skeleton, values, drive.base)[..., list(drive.bodies), :, :]
         assert torch.allclose(chain[0], rest[list(drive.links)], atol=1e-5)
-
-
-def test_a_stand_in_that_only_slides_is_held_up_by_what_it_meets(world: World) -> None:
-    spec = replace(
-        world.agents[0].action,
-        names=("x/velocity", "y/velocity"), units=("m/s", "m/s"), low=(-0.5, -0.5), high=(0.5, 0.5),
-    )  # fmt: skip
-    entities = tuple(replace(e, action=spec) if e.name == "cart" else e for e in world.entities)
-    flat = replace(world, entities=entities)
-    drive = drive_of(flat, agent_bodies(flat)["cart"])
-    assert drive is not None and drive.slides is not None and drive.carried == world.agents[0].links[0]
-    assert torch.allclose(drive.slides, torch.eye(3)[:, :2])
-    turning = drive_of(world, agent_bodies(world)["cart"])
-    assert turning is not None and turning.slides is None
 
 
 def test_a_joint_that_is_not_there_is_named(world: World) -> None:

@@ -14,7 +14,8 @@ from gworld.dynamics.recordings import cut_batch, gather_recordings, split_recor
 from gworld.dynamics.rollout import predict_poses, roll_motion, roll_out
 from gworld.dynamics.state import motion_from_poses, motion_from_states
 from gworld.dynamics.tokens import Scene, compile_scene, scene_to
-from gworld.dynamics.train import TrainConfig, train, validate
+from gworld.dynamics.judge import validate
+from gworld.dynamics.train import TrainConfig, train
 from gworld.scene.world import World, WorldState
 
 

@@ -6,19 +6,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from gworld.agents.tree import Body, Joint, Skeleton
 from gworld.data.toys import tabletop_world
-from gworld.dynamics.actuation import KINDS, Actuation
+from gworld.dynamics.actuation import KINDS, Actuation, Drive, Joints, _approach, chain_poses, joint_values
+from gworld.dynamics.linkage import Linkage, body_changes, joint_changes
 from gworld.dynamics.network import Dynamics, NetworkConfig, bodies_of
 from gworld.dynamics.recordings import Recordings, cut_batch
 from gworld.dynamics.rollout import predict_poses, roll_motion
 from gworld.dynamics.stages import fit_alone
 from gworld.dynamics.state import still_motion
 from gworld.dynamics.support import Grounded
-from gworld.dynamics.tokens import compile_scene
+from gworld.dynamics.tokens import Agent, compile_scene
 from gworld.geometry import transform_from_pose
+from gworld.scene.world import ActionSpec
 
 pytest.importorskip("mujoco")
 
@@ -88,10 +92,11 @@ def test_drives_and_friction_are_found_where_they_act_alone(tmp_path: Path) -> N
     assert fitted.drives > 1000 and fitted.support >= 8
     kind = KINDS.index("velocity")
     # The simulator's drives: 60 N per m/s against 2 N per m/s of damping, and 0.69 kg; its friction: 0.4 of gravity.
-    assert float(model.actuation.gain[kind].detach()) == pytest.approx(60 / 62, abs=0.01)
-    assert 0.005 < float(model.actuation.lag[kind].detach().exp()) < 0.02
+    gain, lag = (getattr(model.actuation, name)[kind, :2].detach() for name in ("gain", "lag"))
+    assert gain.numpy() == pytest.approx(60 / 62, abs=0.01)
+    assert bool((lag.exp() > 0.005).all()) and bool((lag.exp() < 0.02).all())
     speed = torch.tensor(0.2)
-    brake = float((model.support.brake.exp() + model.free.drag * speed).detach())
+    brake = float((model.support.length * model.support.brake.exp() + model.free.drag * speed).detach())
     assert brake == pytest.approx(0.4 * 9.81, rel=0.25)
     batch = cut_batch(data, torch.tensor([[e, 5] for e in range(8)]), 12)
     with torch.no_grad():
@@ -128,16 +133,85 @@ def test_what_slides_stops_where_friction_says() -> None:
 
 def test_a_drive_lags_and_saturates_as_its_equation_says() -> None:
     """Against small Euler steps of dv/dt = clamp((u - v) / lag, +-thrust)."""
-    actuation = Actuation(torch.Generator().manual_seed(0))
     lag, most, dt = 0.03, 9.0, 0.1
-    with torch.no_grad():
-        actuation.lag.fill_(math.log(lag))
-        actuation.thrust.fill_(math.log(most))
     rate, aim = torch.tensor([0.0, 0.5, -0.2, 0.1]), torch.tensor([1.0, -0.9, -0.1, 0.1])
-    way, end = actuation._approach(rate, aim, torch.ones(4, dtype=torch.int64), dt)
+    way, end, _ = _approach(rate, aim, torch.full((4,), lag), torch.full((4,), most), dt)
     place, speed, parts = torch.zeros(4).double(), rate.double(), 20_000
     for _ in range(parts):
         change = ((aim - speed) / lag).clamp(-most, most) * dt / parts
         place += (speed + 0.5 * change) * dt / parts
         speed = speed + change
     assert torch.allclose(way.double(), place, atol=1e-5) and torch.allclose(end.double(), speed, atol=1e-4)
+
+
+def test_pushers_that_run_into_each_other_hold_each_other_up(pushed: tuple[Recordings, Dynamics]) -> None:
+    """Drives of one strength, told opposite velocities, stand still where they meet; unequal ones move at the mean."""
+    data, model = pushed
+    batch = cut_batch(data, torch.tensor([[0, 2]]), 1)
+    memory = {}
+    for name, x in (("left", -0.1), ("right", 0.1)):
+        values = batch.start.memory[name].clone()
+        values[:, :6] = torch.tensor([x, 0.3, 0.0, 0.0, 0.0, 0.0])
+        memory[name] = values
+    start = replace(batch.start, memory=memory)
+    drives = {name: (drive, memory[name]) for name, drive in data.drives.items()}
+    poses = start.world_from_link.clone()
+    for drive, values in drives.values():
+        poses[:, list(drive.links)] = chain_poses(drive, joint_values(values))
+    poses[:, 5:, 2, 3] += 1.0  # nothing else is near
+    start = replace(start, world_from_link=poses)
+    for told, pace in (((0.3, -0.3), 0.0), ((0.3, -0.1), 0.1)):
+        actions = {
+            name: torch.tensor([told[index], 0.0]).expand(1, 30, 2) for index, name in enumerate(("left", "right"))
+        }
+        with torch.no_grad():
+            way = predict_poses(model, batch.scene, start, actions, 30, data.drives)[0, :, [2, 4], :2, 3]
+        gap = (way[:, 1] - way[:, 0])[10:].norm(dim=-1)
+        assert gap.numpy() == pytest.approx(0.064, abs=0.012)  # their surfaces are read from Gaussians
+        speed = (way[-1, :, 0] - way[10, :, 0]) / (19 * batch.scene.dt)
+        assert speed.numpy() == pytest.approx(0.968 * pace, abs=0.03)
+
+
+def test_a_servo_follows_as_its_equation_says() -> None:
+    """Against small Euler steps of q'' = w^2 (a - q) - 2 d w q', an aim that moves no faster than its pace."""
+    actuation, skeleton = Actuation(torch.Generator().manual_seed(0)), slider()
+    drive = Drive(skeleton, torch.eye(4), (1,), (0,), (0,), (0,), (KINDS.index("position"),), (1.0,), (0.0,))
+    agent = Agent("one", (1,), ActionSpec(("x/position",), ("m",), (-1.0,), (1.0,)))
+    swing, damp, pace = 18.0, 0.7, 0.4
+    with torch.no_grad():
+        for name, value in (("swing", swing), ("damp", damp), ("pace", pace / 2.0), ("lead", 10.0)):
+            getattr(actuation, name).fill_(math.log(value))
+    joints = Joints(torch.tensor([[0.1]]), torch.tensor([[0.3]]), torch.tensor([[0.1]]))
+    told, seconds = torch.tensor([[0.5]]), 0.01
+    place, speed, aim, parts = 0.1, 0.3, 0.1, 2000
+    with torch.no_grad():
+        servo = actuation.servo(seconds)
+        for _ in range(40):
+            joints, _ = actuation.advance(agent, drive, joints, told, seconds, servo)
+            for _ in range(parts):
+                aim = min(aim + pace * seconds / parts, 0.5)
+                push = swing**2 * (aim - place) - 2 * damp * swing * speed
+                place, speed = place + speed * seconds / parts, speed + push * seconds / parts
+    assert float(joints.values) == pytest.approx(place, abs=1e-4)
+    assert float(joints.rates) == pytest.approx(speed, abs=1e-3)
+    memory = actuation.pack(drive, joints)
+    assert torch.allclose(actuation.unpack(drive, memory).aims, joints.aims, atol=1e-6)
+
+
+def test_a_push_on_a_link_moves_its_chain_and_joint_work_is_kept() -> None:
+    """Power at the joints equals power at the links, whatever the reach."""
+    generator = torch.Generator().manual_seed(3)
+    reach = torch.randn(6, 6, 4, generator=generator)  # two worlds of three bodies, four values
+    linkage = Linkage(reach, torch.ones(2, 4), torch.ones(2, 4), torch.arange(6))
+    impulse, twist = torch.randn(6, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    rates = torch.randn(2, 4, generator=generator)
+    speed, spin = body_changes(linkage, rates)
+    at_links = (speed * impulse + spin * twist).view(2, -1).sum(1)
+    at_joints = (joint_changes(linkage, impulse, twist) * rates).sum(1)
+    assert torch.allclose(at_links, at_joints, atol=1e-4)
+
+
+def slider() -> Skeleton:
+    bodies = (Body("base", -1, np.eye(4)), Body("cart", 0, np.eye(4)))
+    joint = Joint("x", "prismatic", 1, np.array([1.0, 0, 0]), np.zeros(3), (0.0,), -1.0, 1.0)
+    return Skeleton("slider", bodies, (joint,))

@@ -1,10 +1,13 @@
-"""Following any action: two agents and objects, five kinds of behaviour, against baselines and the true simulator."""
+"""Following any action: two agents and objects, five kinds of behaviour, against baselines and the true simulator.
+
+Two scenes: pushers on a walled table, and arms with grippers over one.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +16,12 @@ from torch import Tensor
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.follow_data import FPS, Stage, act, nudged, open_stage, stage_recordings
 from gworld.bench.rows import Row, at_least, at_most
+from gworld.data.simulated import Trace
 from gworld.dynamics.baselines import ConstantVelocity, Copy, KinematicsOnly
 from gworld.dynamics.network import Dynamics, Model, NetworkConfig
 from gworld.dynamics.recordings import Recordings, cut_batch, split_recordings
 from gworld.dynamics.rollout import predict_poses
+from gworld.dynamics.stages_contact import ContactConfig
 from gworld.dynamics.train import TrainConfig, train
 from gworld.geometry import transform_from_pose
 from gworld.render.metrics import psnr
@@ -27,6 +32,9 @@ KINDS = ("expert", "random", "extreme", "adversarial", "null")
 SECONDS = (0.5, 1.0, 3.0, 5.0)
 MOVED, STILL = 0.01, 1e-3
 STARTS = (5, 25)
+SCENES = ("push", "arms")
+REACHED, SHARE = 6.0, 0.8
+"""dB of the ceiling above which 5 dB are asked for, and the part of the ceiling that is asked for below."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,16 @@ class Effort:
 
     episodes: int = 60
     tests: int = 8
-    steps: int = 240
+    steps: int = 60
+    alone: int = 300
+    contact: int = 60
     seconds: tuple[float, ...] = SECONDS
 
 
 @dataclass(frozen=True)
 class Score:
-    """Errors at one horizon: of displaced objects and of agents' links (m, one each), motion of still objects."""
+    """Errors at one horizon: of displaced objects and of agents' links that a joint moves (m, one each), motion of
+    still objects."""
 
     moved: Tensor
     links: Tensor
@@ -49,21 +60,26 @@ class Score:
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
-    """Rows of the scene `push`; simulators need the extra `sim`."""
-    effort = Effort(8, 2, 30, (0.5, 1.0)) if given.quick else Effort()
-    with tempfile.TemporaryDirectory() as folder:
-        stage = open_stage("push", 2, 3, Path(folder))
-        model = learn_stage(stage, effort, given.seed)
-        yield from stage_rows("push", stage, model, effort, given.seed)
+    """Rows of both scenes; simulators need the extra `sim`."""
+    effort = Effort(8, 2, 4, 60, 6, (0.5, 1.0)) if given.quick else Effort()
+    for name in SCENES:
+        with tempfile.TemporaryDirectory() as folder:
+            stage = open_stage(name, 2, 3, Path(folder))
+            model = learn_stage(stage, effort, given.seed)
+            yield from stage_rows(name, stage, model, effort, given.seed)
 
 
-def learn_stage(stage: Stage, effort: Effort, seed: int) -> Dynamics:
+def learn_stage(stage: Stage, effort: Effort, seed: int, out: Path | None = None) -> Dynamics:
     """The network, trained on mixed behaviours."""
     data = stage_recordings(stage, act(stage, "mixed", range(100, 100 + effort.episodes), 6.0))
     learn, judge = split_recordings(data, 0.15, torch.Generator().manual_seed(seed))
-    model = Dynamics(NetworkConfig(substeps=4, support=True, residual=False, seed=seed))
-    config = TrainConfig(steps=effort.steps, batch=24, horizons=(2, 4, 8), noise=0.0, every=40, seed=seed)
-    train(model, learn, judge, replace(config, patience=100))
+    length = float(data.scene.scale.mean())
+    model = Dynamics(NetworkConfig(substeps=4, support=True, residual=False, length=length, seed=seed))
+    config = TrainConfig(
+        steps=effort.steps, batch=12, horizons=(2, 4, 8), rate=0.01, noise=0.0, alone=effort.alone, every=20,
+        patience=100, contact=ContactConfig(steps=effort.contact, seed=seed), seed=seed,
+    )  # fmt: skip
+    train(model, learn, judge, config, out)
     return model
 
 
@@ -89,7 +105,7 @@ def stage_rows(name: str, stage: Stage, model: Dynamics, effort: Effort, seed: i
             scores = {k: score(v, truth, start, data, round(seconds * FPS)) for k, v in found.items()}
             yield from score_rows(f"{name}, {kind}, {seconds:g} s", scores, seconds)
         if kind in ("random", "adversarial"):
-            yield from film_rows(f"{name}, {kind}", stage, model, data, round(min(1.0, last) * FPS))
+            yield from film_rows(f"{name}, {kind}", stage, model, data, traces, round(min(1.0, last) * FPS))
 
 
 def places(model: Model, data: Recordings, windows: Tensor, steps: int) -> Tensor:
@@ -102,7 +118,8 @@ def places(model: Model, data: Recordings, windows: Tensor, steps: int) -> Tenso
 def score(found: Tensor, truth: Tensor, start: Tensor, data: Recordings, step: int) -> Score:
     """Errors at one step."""
     free = data.scene.free
-    driven = ~free & data.scene.present.any(dim=0)
+    ways = (data.poses[..., :3] - data.poses[:, :1, :, :3]).norm(dim=-1)
+    driven = ~free & (ways.amax(dim=(0, 1)) > 1e-3)
     error = (found - truth)[:, step - 1].norm(dim=-1)
     way = (truth[:, step - 1] - start).norm(dim=-1)
     false = (found[:, step - 1] - start).norm(dim=-1)
@@ -126,32 +143,61 @@ def score_rows(label: str, scores: Mapping[str, Score], seconds: float) -> Itera
     if len(ours.still):
         share = float((ours.still <= STILL).float().mean())
         yield Row(f"{label}, still objects left still", 100 * share, "%", note=f"{len(ours.still)} objects, 1 mm")
-    links = _median(ours.links)
-    yield at_most(f"{label}, links", links, "mm", 5.0) if goal else Row(f"{label}, links", links, "mm")
+    best = min(_median(scores[k].links) for k in ("copy", "constant velocity", "kinematics only"))
+    note = f"{len(ours.links)} that move; ceiling {_median(scores['ceiling'].links):.2g} mm"
+    links, name = _median(ours.links), f"{label}, links"
+    if len(ours.links):
+        yield at_most(name, links, "mm", 5.0, best, note) if goal else Row(name, links, "mm", "", best, None, note)
+        yield Row(f"{name}, 90th percentile", 1e3 * float(ours.links.quantile(0.9)), "mm")
 
 
-def film_rows(label: str, stage: Stage, model: Dynamics, data: Recordings, steps: int) -> Iterator[Row]:
-    """How much worse the picture of the future gets when the actions are not those that were done."""
+def film_rows(
+    label: str, stage: Stage, model: Dynamics, data: Recordings, traces: Sequence[Trace], steps: int
+) -> Iterator[Row]:
+    """How much worse the picture of the future gets when the actions are not those that were done, beside the same of
+    the true simulator started a millimetre off."""
     windows = torch.tensor([[e, STARTS[0]] for e in range(min(4, len(data)))])
     batch = cut_batch(data, windows, steps)
     names = list(batch.actions)
     told = {
         "right": batch.actions,
-        "null": {n: torch.zeros_like(a) for n, a in batch.actions.items()},
+        "null": {n: _null(stage, n, data, a) for n, a in batch.actions.items()},
         "wrong": {n: a.roll(1, 0) for n, a in batch.actions.items()},
         "shifted": cut_batch(data, windows + torch.tensor([0, 10]), steps).actions,
         "other agent's": {n: batch.actions[names[i - 1]] for i, n in enumerate(names)},
     }
     truth = transform_from_pose(batch.poses)[:, -1]
     first = batch.start.world_from_link
-    quality = {"oracle": film_psnr(stage, truth, truth, first)}
+    ours, ceiling = {}, {}
     for kind, actions in told.items():
         with torch.no_grad():
             got = predict_poses(model, batch.scene, batch.start, actions, steps, data.drives)[:, -1]
-        quality[kind] = film_psnr(stage, got, truth, first)
-    yield Row(f"{label}, picture after {steps / FPS:g} s, moving region", quality["right"], "dB")
+        ours[kind] = film_psnr(stage, got, truth, first)
+        other = [
+            nudged(stage, traces[e], s, steps, 0, {n: a[row] for n, a in actions.items()})[-1]
+            for row, (e, s) in enumerate(windows.tolist())
+        ]
+        ceiling[kind] = film_psnr(stage, transform_from_pose(torch.stack(other)), truth, first)
+    yield Row(
+        f"{label}, picture after {steps / FPS:g} s, moving region", ours["right"], "dB", note="ceiling "
+        f"{ceiling['right']:.3g}",
+    )  # fmt: skip
     for kind in list(told)[1:]:
-        yield at_least(f"{label}, dPSNR against {kind} actions", quality["right"] - quality[kind], "dB", 5.0)
+        most = ceiling["right"] - ceiling[kind]
+        goal = 5.0 if most >= REACHED else SHARE * most
+        note = f"ceiling {most:.3g}"
+        yield at_least(f"{label}, dPSNR against {kind} actions", ours["right"] - ours[kind], "dB", goal, None, note)
+
+
+def _null(stage: Stage, agent: str, data: Recordings, actions: Tensor) -> Tensor:
+    """Actions that change nothing: no speed, servos where their joints are."""
+    spec = stage.simulation.agents[agent].spec
+    drive, found = data.drives[agent], torch.zeros_like(actions)
+    now = data.joints[agent][: len(actions), STARTS[0]]
+    for value, component, slope, offset in zip(drive.values, drive.components, drive.slope, drive.offset, strict=True):
+        if not spec.names[component].endswith("/velocity"):
+            found[..., component] = ((now[:, value] - offset) / slope)[:, None]
+    return found
 
 
 def film_psnr(stage: Stage, got: Tensor, truth: Tensor, first: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,11 @@ def stage_recordings(stage: Stage, traces: Sequence[Trace]) -> Recordings:
     return gather_recordings([stage.world], episodes, stage.drives)
 
 
-def nudged(stage: Stage, trace: Trace, start: int, steps: int, seed: int) -> Tensor:
-    """Poses [steps,L,7] of the true simulator under the same actions, its objects a millimetre off at the start."""
+def nudged(
+    stage: Stage, trace: Trace, start: int, steps: int, seed: int, actions: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Poses [steps,L,7] of the true simulator under the same actions (or others [steps,A]), its objects displaced by a
+    millimetre at the start."""
     simulation = stage.simulation
     simulation.reset(trace.seed)
     qpos = trace.qpos[start].copy()
@@ -63,7 +66,10 @@ def nudged(stage: Stage, trace: Trace, start: int, steps: int, seed: int) -> Ten
         qpos[first + 7 * index : first + 7 * index + 2] += NUDGE * np.array([np.cos(turn), np.sin(turn)])
     warm = np.zeros(simulation.model.nv)
     simulation.restore(SimulatorState(qpos, trace.qvel[start], trace.ctrl[start], float(trace.times[start]), warm))
-    tables = {name: iter(rows[start : start + steps + 1]) for name, rows in trace.actions.items()}
+    told = {name: rows[start : start + steps + 1] for name, rows in trace.actions.items()}
+    if actions is not None:  # the last is not felt any more
+        told = {name: torch.cat([rows, rows[-1:]]).double().numpy() for name, rows in actions.items()}
+    tables = {name: iter(rows) for name, rows in told.items()}
     sources = {name: (lambda rows=rows: next(rows)) for name, rows in tables.items()}
     again = run_trace(simulation, sources, steps + 1)
     return torch.from_numpy(again.link_poses[1:]).float()

@@ -12,10 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gworld.dynamics.linkage import Linkage
 from gworld.dynamics.tokens import FAR, Scene, shape_values
 
 NEWTON = 4
 """Steps towards the instant of contact of a ball: its gap is convex in time, so they never overshoot."""
+
+EAGER = 0.2
+"""How much farther (radii) than at its present pace a driven link is looked for contact in a step."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,15 @@ class Contacts:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How deep bodies a and b [C] are in each other at a substep's start (m, negative: apart), along `normal` [C,3]."""
+    """How deep bodies a and b [C] are in each other at a substep's start (m, negative: apart), along `normal` [C,3],
+    and the deepest point, from their centres of mass."""
 
     a: Int[Tensor, " C"]
     b: Int[Tensor, " C"]
     depth: Float[Tensor, " C"]
     normal: Float[Tensor, "C 3"]
+    arm_a: Float[Tensor, "C 3"]
+    arm_b: Float[Tensor, "C 3"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +103,21 @@ def body_shapes(scene: Scene, skin: Tensor) -> Shapes:
     return Shapes(*flat, reach.flatten())
 
 
-def near_pairs(scene: Scene, shapes: Shapes, bodies: Bodies, seconds: float) -> Candidates:
-    """Every pair and half-space that may be met within `seconds`, however bodies turn and are struck meanwhile."""
+def near_pairs(
+    scene: Scene, shapes: Shapes, bodies: Bodies, seconds: float, linkage: Linkage | None = None
+) -> Candidates:
+    """Every pair and half-space that may be met within `seconds`, however bodies turn and are struck meanwhile.
+
+    Agents' links meet half-spaces only where a joint of the `linkage` moves them along its normal.
+    """
     worlds, links = scene.solid.shape
     place = bodies.place.detach().view(worlds, links, 3)
     pace = bodies.speed.detach().norm(dim=-1) + bodies.push.detach().norm(dim=-1) * seconds
     turning = bodies.spin.detach().norm(dim=-1) * shapes.bound.clamp_min(0)
     reach = (shapes.bound + (2.0 * pace + turning) * seconds).view(worlds, links)
     slack = 0.02 * scene.scale[:, None]
+    if linkage is not None:  # what is driven may still gain speed
+        reach = reach + EAGER * scene.scale[:, None] * linkage.driven.view(worlds, links)
     i, j = scene.pairs[:, 0], scene.pairs[:, 1]
     apart = (place[:, i] - place[:, j]).norm(dim=-1)
     w, p = (apart < reach[:, i] + reach[:, j] + slack).nonzero(as_tuple=True)
@@ -113,11 +127,22 @@ def near_pairs(scene: Scene, shapes: Shapes, bodies: Bodies, seconds: float) -> 
     both = (shapes.row[a] >= 0) & (shapes.row[b] >= 0)
     a, b = torch.cat([a, b[both]]), torch.cat([b, a[both]])
     height = torch.einsum("wlk,wqk->wlq", place, scene.planes[..., :3]) - scene.planes[:, None, :, 3]
-    near = (height < (reach + slack)[..., None]) & (scene.free & scene.present)[..., None]
+    near = (height < (reach + slack)[..., None]) & _moves_along(scene, linkage)
     w, link, q = near.nonzero(as_tuple=True)
     plane = torch.cat([torch.full_like(a, -1), w * scene.planes.shape[1] + q])
     a, b = torch.cat([a, w * links + link]), torch.cat([b, w * links])
     return Candidates(a, b, plane, shapes.row[a] < 0, shapes.radius[a])
+
+
+def _moves_along(scene: Scene, linkage: Linkage | None) -> Bool[Tensor, "W L Q"]:
+    """Which bodies may move along the normals of the half-spaces."""
+    free = (scene.free & scene.present)[..., None]
+    if linkage is None or scene.planes.shape[1] == 0:
+        return free
+    reach = linkage.reach.detach().view(*scene.solid.shape, 6, -1)
+    along = torch.einsum("wlkv,wqk->wlqv", reach[:, :, :3], scene.planes[..., :3]).abs().amax(-1)
+    turning = reach[:, :, 3:].abs().amax(dim=(-1, -2))[..., None]
+    return free | ((torch.maximum(along, turning) > 1e-6) & scene.present[..., None])
 
 
 def find_contacts(
@@ -166,7 +191,7 @@ def _ball_contacts(
         arm_b = place_a + arm_a - place_b
         rate = ((_velocity(bodies, a, arm_a, when) - _velocity(bodies, b, arm_b, when)) * normal).sum(-1)
         if step == 0:
-            started, overlaps = gap, Overlaps(a, b, -gap, normal)
+            started, overlaps = gap, Overlaps(a, b, -gap, normal, arm_a, arm_b)
             if not bool((gap + 2.0 * rate * seconds < 0).any()):
                 return _no_contacts(bodies), overlaps
         if step < NEWTON - 1:
@@ -189,7 +214,8 @@ def _point_contacts(
     speed = bodies.speed[a][:, None] + torch.linalg.cross(bodies.spin[a][:, None].expand_as(arm_a), arm_a)
     speed = speed - bodies.speed[b][:, None] - torch.linalg.cross(bodies.spin[b][:, None].expand_as(arm_b), arm_b)
     deepest, index = gap.min(dim=1)
-    overlaps = Overlaps(a, b, -deepest, normal[torch.arange(len(a), device=a.device), index])
+    each = torch.arange(len(a), device=a.device)
+    overlaps = Overlaps(a, b, -deepest, normal[each, index], arm_a[each, index], arm_b[each, index])
     push = bodies.push[a] - bodies.push[b]
     rate = ((speed + 0.5 * seconds * push[:, None]) * normal).sum(-1)
     row, k = ((gap + rate * seconds < 0) & (rate < 0) | (gap < 0)).nonzero(as_tuple=True)

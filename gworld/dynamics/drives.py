@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,20 +56,4 @@ def make_drive(
     slot, components, kinds, slope, offset = zip(*rows, strict=True)
     chain = forward_kinematics(skeleton, values.float())
     base = world.rest_poses()[entity.links[0]] @ invert_transform(chain[bodies[0]])
-    drive = Drive(skeleton, base, entity.links, bodies, slot, components, kinds, slope, offset)
-    return _sliding(drive, values.float())
-
-
-def _sliding(drive: Drive, values: Tensor) -> Drive:
-    """The drive with where its joints slide its link to, if they slide one and turn none."""
-    if not len(values):
-        return drive
-    bodies = list(drive.bodies)
-    near = forward_kinematics(drive.skeleton, values, drive.base)[bodies]
-    far = forward_kinematics(drive.skeleton, values + torch.eye(len(values)), drive.base)[:, bodies]
-    change = (far - near).abs().amax(dim=0)
-    carried = (change.amax(dim=(1, 2)) > 1e-6).nonzero()[:, 0].tolist()
-    if len(carried) != 1 or float(change[carried[0], :3, :3].max()) > 1e-6:
-        return drive
-    slides = (far - near)[:, carried[0], :3, 3].T
-    return replace(drive, slides=slides, carried=drive.links[carried[0]])
+    return Drive(skeleton, base, entity.links, bodies, slot, components, kinds, slope, offset)

@@ -14,7 +14,16 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from gworld.dynamics.actuation import Actuation, Drive
+from gworld.agents.kinematics import clamp_values
+from gworld.dynamics.actuation import (
+    Actuation,
+    Drive,
+    Joints,
+    centred,
+    chain_poses,
+    driven_agents,
+    place_links,
+)
 from gworld.dynamics.contact import (
     Bodies,
     Candidates,
@@ -27,12 +36,13 @@ from gworld.dynamics.contact import (
 )
 from gworld.dynamics.forces import PairForces
 from gworld.dynamics.free import Free
-from gworld.dynamics.impulses import Matter, Response, solve_contacts, spread_impulses
+from gworld.dynamics.impulses import Changes, Matter, Response, solve_contacts, spread_impulses
+from gworld.dynamics.linkage import body_changes
 from gworld.dynamics.materials import Materials, Nature, friction_of, restitution_of
 from gworld.dynamics.residual import Residual
 from gworld.dynamics.separate import separate
 from gworld.dynamics.state import Motion, motion_from_poses
-from gworld.dynamics.support import Grounded, Support, keep_flat, keep_upright
+from gworld.dynamics.support import Grounded, Support, keep_flat, keep_upright, lifted
 from gworld.dynamics.tokens import Scene, shape_values
 from gworld.geometry import matrix_from_quat, quat_from_rotvec, transform_from
 
@@ -68,13 +78,16 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class Told:
-    """What holds over a whole step: natures of links, matter of bodies, and who lies on something."""
+    """What holds over a whole step: the step's length in parts, natures of links, matter of bodies, who lies on
+    something, and what the agents whose actions drive joints were told [W,A]."""
 
+    seconds: float
     nature: Nature
     matter: Matter
-    drive: Tensor | None
-    """Velocities [N,3] that yielding bodies are driven at, NaN for all others."""
     grounded: Grounded | None
+    drives: Mapping[str, Drive]
+    actions: Mapping[str, Tensor]
+    servo: Tensor | None
 
 
 @runtime_checkable
@@ -121,24 +134,70 @@ class Dynamics(nn.Module):
         `drives` holds the kinematics of agents whose actions move joints.
         """
         config = self.config
-        moved, twists = self.actuation(scene, motion, actions or {}, drives, config.actuation)
-        nature = self.materials(scene, motion.belief)
+        held = torch.where(scene.free[:, None], motion.twists, torch.zeros_like(motion.twists))
+        joints, told = self._tell(scene, motion, actions or {}, drives if config.actuation else {})
         shapes = body_shapes(scene, self.materials.skin)
-        bodies = bodies_of(scene, motion, twists)  # driven links begin where they were, and arrive with the step
-        matter = matter_of(scene, nature)
-        seconds = scene.dt / config.substeps
-        near = near_pairs(scene, shapes, replace(bodies, push=self._push(scene, bodies, nature)), scene.dt)
-        grounded = self.support.find(scene, shapes, bodies) if config.support else None
-        if grounded is not None:
-            matter = lying(scene, matter, grounded, bodies)
-        soft = self.actuation.yielding(scene, drives, config.actuation and config.contact)
-        told = Told(nature, *_yield(scene, matter, soft, bodies), grounded)
+        bodies = bodies_of(scene, motion, held)
+        near = None
         for _ in range(config.substeps):
-            bodies = self._substep(scene, shapes, bodies, near, told, seconds)
-        if soft is not None:
-            arm = (bodies.turn.view(*scene.solid.shape, 3, 3) @ shape_values(scene, "center")[..., None])[..., 0]
-            moved = self.actuation.settle(scene, motion, moved, drives, bodies.place.view_as(arm) - arm)
-        return replace(_motion(scene, moved, bodies), time=motion.time + scene.dt)
+            joints, bodies, matter = self._drive(scene, bodies, joints, told)
+            if near is None:
+                wide = replace(bodies, push=self._push(scene, bodies, told.nature))
+                near = near_pairs(scene, shapes, wide, scene.dt, matter.linkage)
+                grounded = self.support.find(scene, shapes, bodies) if config.support else None
+                told = replace(told, grounded=grounded)
+            if told.grounded is not None:
+                matter = lying(scene, matter, told.grounded, bodies)
+            joints, bodies, told = self._substep(scene, shapes, bodies, near, replace(told, matter=matter), joints)
+        memory = {name: self.actuation.pack(drives[name], own) for name, own in joints.items()}
+        motion = replace(motion, twists=held, memory={**motion.memory, **memory})
+        motion = place_links(scene, motion, drives, {name: own.values for name, own in joints.items()})
+        return replace(_motion(scene, motion, bodies), time=motion.time + scene.dt)
+
+    def _tell(
+        self, scene: Scene, motion: Motion, actions: Mapping[str, Tensor], drives: Mapping[str, Drive]
+    ) -> tuple[dict[str, Joints], Told]:
+        """The joints at the start of a step, and what holds over it."""
+        joints, told = {}, {}
+        for agent, drive in driven_agents(scene, drives):
+            joints[agent.name] = self.actuation.unpack(drive, motion.memory[agent.name])
+            blank = motion.twists.new_full((len(scene), len(agent.action)), torch.nan)
+            told[agent.name] = actions.get(agent.name, blank)
+        seconds = scene.dt / self.config.substeps
+        nature = self.materials(scene, motion.belief)
+        servo = self.actuation.servo(seconds) if joints else None
+        return joints, Told(seconds, nature, matter_of(scene, nature), None, drives, told, servo)
+
+    def _drive(
+        self, scene: Scene, bodies: Bodies, joints: dict[str, Joints], told: Told
+    ) -> tuple[dict[str, Joints], Bodies, Matter]:
+        """Agents' joints after a substep in which they meet nothing, their links as they begin it with the velocities
+        that take them there, and how they give way."""
+        if told.servo is None:
+            return joints, bodies, told.matter
+        after, gives, rates, place, turn = {}, {}, [], bodies.place, bodies.turn
+        count = scene.solid.shape[1]
+        start = torch.arange(len(scene), device=place.device)[:, None] * count
+        for agent, drive in driven_agents(scene, told.drives):
+            now = joints[agent.name]
+            action = told.actions[agent.name]
+            later, ease = self.actuation.advance(agent, drive, now, action, told.seconds, told.servo)
+            after[agent.name], gives[agent.name] = later, ease
+            rates.append((later.values - now.values) / told.seconds)
+            links = torch.tensor(drive.links, device=place.device)
+            chain = chain_poses(drive, now.values)
+            rows = (start + links).flatten()
+            arm = (chain[..., :3, :3] @ shape_values(scene, "center")[:, links, :, None])[..., 0]
+            arm = arm * scene.present[:, links, None]
+            place = place.index_copy(0, rows, (chain[..., :3, 3] + arm).flatten(0, 1))
+            turn = turn.index_copy(0, rows, chain[..., :3, :3].flatten(0, 1))
+        linkage = centred(scene, self.actuation.linkage(scene, told.drives, joints, gives), turn)
+        unit = (3.0 * self.materials.power * torch.log(scene.scale / self.config.length)).exp()  # of mass, in a scene
+        linkage = replace(linkage, ease=linkage.ease * unit[:, None])
+        speed, spin = body_changes(linkage, torch.cat(rates, dim=-1))
+        driven = linkage.driven[:, None]
+        speed, spin = torch.where(driven, speed, bodies.speed), torch.where(driven, spin, bodies.spin)
+        return after, Bodies(place, turn, speed, spin, bodies.push), replace(told.matter, linkage=linkage)
 
     def observe(self, scene: Scene, poses: Tensor) -> Motion:
         """The motion at the last of three noisy poses [W,3,L,7]: the mean velocity over both steps, brought to the end
@@ -152,12 +211,11 @@ class Dynamics(nn.Module):
         return replace(exact, twists=torch.where(scene.free[:, None], twists, exact.twists))
 
     def _substep(
-        self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, told: Told, seconds: float
-    ) -> Bodies:
-        nature, matter, grounded = told.nature, told.matter, told.grounded
-        if told.drive is not None:  # whatever held a driven body up in the substep before, its drive acts again
-            bodies = replace(bodies, speed=torch.where(told.drive.isnan(), bodies.speed, told.drive))
+        self, scene: Scene, shapes: Shapes, bodies: Bodies, near: Candidates, told: Told, joints: dict[str, Joints]
+    ) -> tuple[dict[str, Joints], Bodies, Told]:
+        nature, grounded, seconds = told.nature, told.grounded, told.seconds
         bodies = replace(bodies, push=self._push(scene, bodies, nature))
+        weight = bodies.push * seconds
         if grounded is not None:
             bodies = self.support(scene, grounded, bodies, seconds)
         push, free = bodies.push, (scene.free & scene.present).flatten()[:, None]
@@ -167,24 +225,36 @@ class Dynamics(nn.Module):
             spin = torch.where(free, spin + self.free.spin(spin) * seconds, spin)
         if self.config.contact and len(near):
             contacts, overlaps = find_contacts(scene, shapes, bodies, near, seconds)
-            place = separate(scene, place, overlaps, matter, grounded)
+            place, gave = separate(scene, place, overlaps, told.matter, grounded)
+            joints = joints if gave is None else _give_way(told, joints, gave, torch.zeros_like(gave))
             if len(contacts):
-                response = self.respond(scene, nature, bodies, contacts, seconds)
-                impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
-                left = (seconds - contacts.when)[:, None]
-                changes = (
-                    *spread_impulses(bodies, matter, contacts, impulse),
-                    *spread_impulses(bodies, matter, contacts, impulse * left),
-                )
-                dv, shift = keep_flat(grounded, changes[0]), keep_flat(grounded, changes[2])
-                dw, roll = keep_upright(grounded, changes[1]), keep_upright(grounded, changes[3])
-                speed, spin, place, turning = speed + dv, spin + dw, place + shift, turning + roll
+                now, later, grounded = self._collide(scene, bodies, contacts, told, weight)
+                if later.rates is not None and now.rates is not None and told.matter.linkage is not None:
+                    joints = _give_way(told, joints, later.rates, now.rates * told.matter.linkage.keeps)
+                speed, spin = speed + keep_flat(grounded, now.speed), spin + keep_upright(grounded, now.spin)
+                place = place + keep_flat(grounded, later.speed)
+                turning = turning + keep_upright(grounded, later.spin)
         turn = matrix_from_quat(quat_from_rotvec(turning)) @ bodies.turn
         moved = Bodies(place, turn, speed, spin, push)
         if self.config.forces:
-            later = self._push(scene, moved, nature)
-            moved = replace(moved, speed=moved.speed + 0.5 * (later - push) * seconds)
-        return moved
+            later_push = self._push(scene, moved, nature)
+            moved = replace(moved, speed=moved.speed + 0.5 * (later_push - push) * seconds)
+        return joints, moved, replace(told, grounded=grounded)
+
+    def _collide(
+        self, scene: Scene, bodies: Bodies, contacts: Contacts, told: Told, weight: Tensor
+    ) -> tuple[Changes, Changes, Grounded | None]:
+        """What contacts change: velocities at the end of the substep, places by then, and who lies on after it, when
+        `weight` [N,3] alone would change velocities so."""
+        response = self.respond(scene, told.nature, bodies, contacts, told.seconds)
+        impulse, press = solve_contacts(bodies, told.matter, contacts, response, self.config.sweeps)
+        left = (told.seconds - contacts.when)[:, None]
+        now = spread_impulses(bodies, told.matter, contacts, impulse)
+        grounded = told.grounded
+        if grounded is not None and told.matter.linkage is not None:
+            hold = response.friction * press
+            grounded = lifted(grounded, contacts, hold, now.speed, weight, told.matter)
+        return now, spread_impulses(bodies, told.matter, contacts, impulse * left), grounded
 
     def respond(self, scene: Scene, nature: Nature, bodies: Bodies, contacts: Contacts, seconds: float) -> Response:
         """Restitution and friction of contacts; what rests against a push does not bounce."""
@@ -222,13 +292,15 @@ def matter_of(scene: Scene, nature: Nature) -> Matter:
     return Matter(weight.flatten(), ease.flatten(0, 1))
 
 
-def _yield(scene: Scene, matter: Matter, soft: Tensor | None, bodies: Bodies) -> tuple[Matter, Tensor | None]:
-    """Matter in which yielding links have their inverse masses, and the velocities they are driven at."""
-    if soft is None:
-        return matter, None
-    weight = soft.repeat(len(scene))
-    drive = torch.where((weight > 0)[:, None], bodies.speed, torch.full_like(bodies.speed, torch.nan))
-    return replace(matter, inverse_mass=torch.where(weight > 0, weight, matter.inverse_mass)), drive
+def _give_way(told: Told, joints: dict[str, Joints], shift: Tensor, rates: Tensor) -> dict[str, Joints]:
+    """Joints displaced [W,V] by what their links met, and their rates changed, side by side for all agents."""
+    widths, found = [own.values.shape[1] for own in joints.values()], {}
+    parts = zip(joints.items(), shift.split(widths, 1), rates.split(widths, 1), strict=True)
+    for (name, own), way, change in parts:
+        values, speeds = own.values + way, own.rates + change
+        inside = clamp_values(told.drives[name].skeleton, values)
+        found[name] = Joints(inside, torch.where(inside == values, speeds, torch.zeros_like(speeds)), own.aims)
+    return found
 
 
 def lying(scene: Scene, matter: Matter, grounded: Grounded, bodies: Bodies) -> Matter:

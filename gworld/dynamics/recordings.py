@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gworld.dynamics.actuation import Drive
+from gworld.dynamics.actuation import Drive, full_memory
 from gworld.dynamics.state import Motion, motion_from_poses
 from gworld.dynamics.tokens import Scene, compile_scene, scene_to, select_worlds
 from gworld.errors import InputError
@@ -149,14 +149,19 @@ def cut_batch(data: Recordings, rows: Int[Tensor, "B 2"], horizon: int, beliefs:
     motion = motion_from_poses(context, data.scene.dt, beliefs)
     memory = {}
     for name, values in data.joints.items():
-        now, last = values[episode, start], values[episode, start - 1]
-        memory[name] = torch.cat([now, (now - last) / data.scene.dt], dim=-1)
+        memory[name] = full_memory(values[episode, start], rates_at(values, data.scene.dt, episode, start))
     poses = torch.stack([data.poses[episode, start + 1 + k] for k in range(horizon)], dim=1)
     actions = {
         name: torch.stack([value[episode, start + k] for k in range(horizon)], dim=1)
         for name, value in data.actions.items()
     }
     return Batch(scene, replace(motion, memory=memory), poses, actions)
+
+
+def rates_at(values: Float[Tensor, "E T V"], dt: float, episode: Tensor, start: Tensor) -> Float[Tensor, "B V"]:
+    """Rates at frames [B], exact where they grow evenly over the two steps before."""
+    now, last, before = (values[episode, start - k] for k in range(3))
+    return (1.5 * (now - last) - 0.5 * (last - before)) / dt
 
 
 def _poses_of(episode: Episode, names: Sequence[str], steps: int, blank: Tensor) -> Tensor:

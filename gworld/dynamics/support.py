@@ -7,12 +7,13 @@ Source: Goyal, Ruina, Papadopoulos, "Planar sliding with dry friction", 1991 (el
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from gworld.dynamics.contact import Bodies, Shapes
+from gworld.dynamics.contact import Bodies, Contacts, Shapes
+from gworld.dynamics.impulses import Matter
 from gworld.dynamics.layers import clamp_through, coefficient
 from gworld.dynamics.tokens import FAR, Scene, shape_values
 from gworld.geometry import matrix_from_quat, quat_from_rotvec
@@ -72,6 +73,17 @@ class Support(nn.Module):
         low = height < NEAR * scene.scale.repeat_interleave(links)
         rising = (bodies.speed.detach() * up).sum(-1) > 2.0 * scene.scale.repeat_interleave(links)
         return Grounded(free & low & ~rising, up)
+
+
+def lifted(
+    grounded: Grounded, contacts: Contacts, hold: Tensor, speed: Tensor, fall: Tensor, matter: Matter
+) -> Grounded:
+    """Who still lies when contacts change velocities by `speed` [N,3]: not what is drawn up by contacts that can hold
+    its weight, `hold` [Q] being the friction of each and `fall` [N,3] what weight does to a velocity meanwhile."""
+    rises = (speed * grounded.up).sum(-1) > 1e-4
+    weight = -(fall * grounded.up).sum(-1) / matter.inverse_mass.clamp_min(1e-9)
+    held = torch.zeros_like(weight).index_add(0, contacts.a, hold).index_add(0, contacts.b, hold)
+    return replace(grounded, lies=grounded.lies & ~(rises & (held > weight)).detach())
 
 
 def keep_flat(grounded: Grounded | None, part: Tensor) -> Tensor:

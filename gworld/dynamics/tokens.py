@@ -202,14 +202,9 @@ def _places(world: World) -> Tensor:
 
 
 def _pairs(entities: Sequence[Entity]) -> Int[Tensor, "P 2"]:
-    """Links of different entities of which one at least is an object's."""
-    owners = [(link, index, e.kind) for index, e in enumerate(entities) if e.kind != "static" for link in e.links]
-    pairs = [
-        sorted((a, b))
-        for a, owner, kind in owners
-        for b, other, kind2 in owners
-        if a < b and owner != other and "object" in (kind, kind2)
-    ]
+    """Links of different entities that may touch: objects', agents' and one of each."""
+    owners = [(link, index) for index, e in enumerate(entities) if e.kind != "static" for link in e.links]
+    pairs = [sorted((a, b)) for a, owner in owners for b, other in owners if a < b and owner != other]
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 

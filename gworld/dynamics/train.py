@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from gworld.checkpoint import (
@@ -27,13 +26,12 @@ from gworld.checkpoint import (
     unflatten_state,
 )
 from gworld.dynamics.baselines import Plain
-from gworld.dynamics.network import Dynamics, Model, save_values
+from gworld.dynamics.judge import pose_errors, validate
+from gworld.dynamics.network import Dynamics, save_values
 from gworld.dynamics.recordings import Batch, Recordings, cut_batch, window_table
-from gworld.dynamics.rollout import predict_poses
 from gworld.dynamics.stages import Fitted, alone_parameters, fit_alone
+from gworld.dynamics.stages_contact import ContactConfig
 from gworld.dynamics.state import Motion
-from gworld.dynamics.tokens import shape_values
-from gworld.geometry import transform_from_pose
 from gworld.runlog import RunLog
 
 Learner = Dynamics | Plain
@@ -61,6 +59,8 @@ class TrainConfig:
     """Part of the windows in which an agent's actions are unknown, drawn for each agent."""
     alone: int = 300
     """Steps with which operators are first fitted where they act alone."""
+    contact: ContactConfig = field(default_factory=ContactConfig)
+    """How contact, mass and what joints give way are fitted after that, where agents touch things."""
     settled: float = 0.1
     """Part of the rate at which what was fitted alone goes on to learn."""
     sparse: float = 1e-2
@@ -101,7 +101,7 @@ def train(
     if found is not None:
         first, best, losses = _restore(load_checkpoint(found), model, optimiser, generator)
     elif isinstance(model, Dynamics) and config.alone:
-        _slow(optimiser, fit_alone(model, data, config.alone), config)
+        _slow(optimiser, fit_alone(model, data, config.alone, config.contact), config)
     log = RunLog(out, resume_step=first if found else None) if out is not None else None
     step = first
     try:
@@ -124,31 +124,6 @@ def train(
             log.__exit__(None, None, None)
     model.load_state_dict(best)
     return Trained(model, tuple(losses), step)
-
-
-@torch.no_grad()
-def validate(model: Model, data: Recordings, horizon: int = 12, windows: int = 128) -> float:
-    """Mean error of rollouts, in radii, over windows spread evenly over the recordings."""
-    table, share = window_table(data, min(horizon, data.poses.shape[1] - 4))
-    generator = torch.Generator().manual_seed(0)
-    rows = table[torch.multinomial(share, min(windows, len(table)), generator=generator)]
-    batch = cut_batch(data, rows, min(horizon, data.poses.shape[1] - 4), model.belief)
-    return float(pose_errors(model, batch, data).mean())
-
-
-def pose_errors(model: Model, batch: Batch, data: Recordings) -> Float[Tensor, "B H L"]:
-    """Distance of every link from the truth in radii, turning counted at its rim; 0 for link 0 and absent links."""
-    steps = batch.poses.shape[1]
-    got = predict_poses(model, batch.scene, batch.start, batch.actions, steps, data.drives)
-    truth = transform_from_pose(batch.poses)
-    off = (got[..., :3, 3] - truth[..., :3, 3]).square().sum(-1)
-    # |R - R'|^2 / 2 is the mean square way of points on a unit sphere, times 3/2: no angle, hence smooth everywhere.
-    turned = (got[..., :3, :3] - truth[..., :3, :3]).square().sum((-1, -2)) / 3.0
-    rim = shape_values(batch.scene, "bound")[:, None]
-    round_ones = (shape_values(batch.scene, "radius") > 0)[:, None]
-    square = off + torch.where(round_ones, torch.zeros_like(turned), turned * rim**2)
-    error = (square + 1e-16).sqrt() / batch.scene.scale[:, None, None]
-    return error * batch.scene.present[:, None]
 
 
 def _improve(
@@ -193,14 +168,15 @@ def _disturb(batch: Batch, config: TrainConfig, generator: torch.Generator) -> B
 
 def _slow(optimiser: torch.optim.Optimizer, fitted: Fitted, config: TrainConfig) -> None:
     """Let what was fitted alone learn on slowly; the rates are part of the optimiser's state."""
-    for group, windows in zip(optimiser.param_groups[2:], (fitted.drives, fitted.support, fitted.forces), strict=True):
+    counts = (fitted.drives, fitted.support, fitted.forces, fitted.contact)
+    for group, windows in zip(optimiser.param_groups[2:], counts, strict=True):
         group["first"] *= config.settled if windows else 1.0
     if fitted.forces:  # all accelerations at once say more than windows whose first velocities are a little off
         optimiser.param_groups[-1]["first"] = 0.0
 
 
 def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
-    alone = alone_parameters(model) if isinstance(model, Dynamics) else ([], [], [])
+    alone = alone_parameters(model) if isinstance(model, Dynamics) else ()
     apart = {id(p) for group in alone for p in group}
     single = [p for p in model.parameters() if p.ndim <= 1 and p.numel() <= 8 and not _in_net(model, p)]
     single = [p for p in single if id(p) not in apart]

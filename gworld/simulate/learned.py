@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gworld.agents.tree import value_slots
 from gworld.checkpoint import latest_checkpoint, load_checkpoint
-from gworld.dynamics.actuation import KINDS, Drive
+from gworld.dynamics.actuation import KINDS, Drive, full_memory, joint_values
 from gworld.dynamics.drives import make_drive
 from gworld.dynamics.network import Dynamics, model_from
 from gworld.dynamics.state import Motion
@@ -45,11 +45,11 @@ class Learned:
         motion = self._others.start(motion)
         memory, width = dict(motion.memory), self.model.config.belief
         for name, drive in self.drives.items():
-            size = 2 * sum(place.stop - place.start for place in value_slots(drive.skeleton).values())
+            size = 3 * sum(place.stop - place.start for place in value_slots(drive.skeleton).values())
             known = memory.get(name)
             if known is None or known.shape[-1] != size:
                 values = read_state(self.bodies[name], motion.world_from_link[:, list(drive.links)]).values
-                memory[name] = torch.cat([values, torch.zeros_like(values)], dim=-1)
+                memory[name] = full_memory(values)
         belief = motion.belief
         if belief.shape[-1] != width:
             belief = belief.new_zeros(*belief.shape[:-1], width)
@@ -78,7 +78,7 @@ class Learned:
         drive = self.drives.get(agent)
         if drive is None:
             return self._others.hold(motion, agent)
-        values = motion.memory[agent].chunk(2, dim=-1)[0]
+        values = joint_values(motion.memory[agent])
         return hold_action(drive.skeleton, self.bodies[agent].spec, values)
 
 
