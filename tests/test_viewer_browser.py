@@ -118,6 +118,20 @@ def until(fact: Callable[[], Any], seconds: float = 60.0) -> Any:
     return found
 
 
+def settled(page: Any) -> dict[str, np.ndarray]:
+    """Each body's pixels, once the picture no longer changes: a loaded browser draws late."""
+    time.sleep(0.5)
+    last: list[dict[str, np.ndarray]] = [spots(page)]
+
+    def stands() -> bool:
+        time.sleep(0.5)
+        last.append(spots(page))
+        return all(len(rows) for rows in last[-1].values()) and max(moved(last[-2], last[-1]).values()) < 0.5
+
+    until(stands)
+    return last[-1]
+
+
 def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, float]:
     """How far the middle of each body's pixels moved."""
     return {
@@ -171,8 +185,7 @@ def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None
     page.get_by_label("Run").first.check()
     until(lambda: viewer.live)
     page.get_by_role("button", name="Reset").click()
-    time.sleep(0.5)
-    before, poses = spots(page), viewer.stage.poses.copy()
+    before, poses = settled(page), viewer.stage.poses.copy()
     type_into(page, "elbow/position [rad]", "1.2")
     after = until(lambda: (now := spots(page)) and moved(before, now)["left"] > 6 and now)
     assert max(value for name, value in moved(before, after).items() if name != "left") < 4
@@ -183,7 +196,7 @@ def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None
 
 
 def test_keys_that_are_held_drive_the_vehicle(page: Any, viewer: Viewer) -> None:
-    before, poses = spots(page), viewer.stage.poses.copy()
+    before, poses = settled(page), viewer.stage.poses.copy()
     page.mouse.click(300, 560)
     page.keyboard.down("i")
     page.keyboard.down("j")
@@ -241,10 +254,10 @@ def press(page: Any, label: str) -> None:
 
 
 def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:
-    other = open_page(browser, viewer.gate.address, asked, {"width": 640, "height": 480})
+    other = open_page(browser, viewer.gate.address, asked, {"width": 940, "height": 520})
     other.get_by_role("tab", name="Drive").click(timeout=20_000)
     other.get_by_text("yaw/position [rad]").first.wait_for(timeout=20_000)
-    before = spots(page)
+    before = settled(page)
     type_into(other, "y/velocity [m/s]", "-0.4")
     type_into(page, "yaw/position [rad]", "-1.5")
     until(lambda: (gone := moved(before, spots(page)))["cart"] > 15 and gone["left"] > 3)
@@ -271,6 +284,31 @@ def test_true_pixels_are_what_our_renderer_draws(page: Any, viewer: Viewer) -> N
         assert picture.size == (SIZE["width"], SIZE["height"])
     page.get_by_label("True pixels").uncheck()
     until(lambda: not viewer.pixels.on)
+
+
+def test_points_are_picked_and_a_box_is_cut(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Edit").click()
+    open_folder(page, "Points: scale and up")
+    page.get_by_label("Click to pick").check()
+    names = [link.name for link in viewer.world.links]
+    until(lambda: viewer.edit.picking.value)
+    time.sleep(1.0)
+    for body in ("ball", "cart"):
+        page.mouse.click(*spots(page)[body].mean(0).tolist())
+        until(lambda body=body: len(viewer.edit.points) == 1 + (body == "cart"))
+        place = viewer.stage.poses[names.index(body), :3]
+        assert np.linalg.norm(viewer.edit.points[-1] - place) < 0.12, body
+    viewer.do(lambda: setattr(viewer.edit.high, "value", (0.2, 0.3, 1.0)))
+    viewer.do(lambda: setattr(viewer.edit.shown, "value", True))
+    viewer.do(viewer.edit.draw_box)
+    until(lambda: "in the box" in viewer.edit.said.content)
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        save(page, "view-edit.jpg")
+    count = len(viewer.world.gaussians)
+    press(page, "Keep what is inside")
+    until(lambda: len(viewer.world.gaussians) < count)
+    press(page, "Undo")
+    until(lambda: len(viewer.world.gaussians) == count)
 
 
 def test_an_exported_page_plays_from_disk(
