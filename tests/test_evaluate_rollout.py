@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from gworld.cli.main import main
+from gworld.data.shapes import box, plain
 from gworld.data.store import EpisodeWriter
 from gworld.dynamics.tokens import compile_scene
 from gworld.evaluate.charts import Line, line_chart
 from gworld.evaluate.physics import measure_physics
 from gworld.evaluate.rollout_report import Check, Film, RolloutFacts, rollout_page
 from gworld.evaluate.trials import Trial, body_rows, false_motion, horizon_lines, pick
+from gworld.formats.world import save_world
 from gworld.geometry import pose_from_transform
 from gworld.scene.episode import Episode
 from gworld.scene.world import World
@@ -168,3 +170,13 @@ def test_a_world_is_judged_on_recorded_episodes(
     assert figures["trials"] == 2 and figures["error_m"] == pytest.approx(0.15, rel=0.05)  # kinematics leave the ball
     assert figures["constant_velocity_m"] == pytest.approx(0.0, abs=1e-3) and np.isfinite(figures["overlap_m"])
     assert main(["evaluate", str(world.folder)]) == 2
+
+
+def test_a_world_without_bodies_is_run_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    top = box((1.0, 1.0, 0.02), 0.1, plain(0.7, 0.7, 0.6))
+    save_world(World(top, metric=True), tmp_path / "bare")
+    told = ["simulate", "--world", f"{tmp_path}/bare", "--policy", "random", "--seconds", "0.1", "--width", "32"]
+    assert main([*told, "--out", f"{tmp_path}/a.mp4"]) == 0
+    assert "put a robot into it" in capsys.readouterr().err
+    assert main(["evaluate", f"{tmp_path}/a.mp4", "--width", "32"]) == 0
+    assert "no truth is known" in (tmp_path / "a-report.html").read_text()

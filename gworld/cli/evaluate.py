@@ -104,9 +104,11 @@ def judge(subject: Subject, options: Options) -> tuple[RolloutFacts, dict[str, A
 
     world, trials = subject.world, subject.trials
     command = shlex.join(["gworld", *sys.argv[1:]])
-    shapes = compile_scene([world], trials[0].seconds)
-    physics = [measure_physics(world, trial.predicted, trial.seconds, shapes) for trial in trials]
-    meters = [measure_physics(world, t.truth, t.seconds, shapes) for t in trials if t.truth is not None]
+    physics, meters = [], []
+    if bool((world.gaussians.links > 0).any()):  # a world of which nothing moves has no bodies to be judged
+        shapes = compile_scene([world], trials[0].seconds)
+        physics = [measure_physics(world, trial.predicted, trial.seconds, shapes) for trial in trials]
+        meters = [measure_physics(world, t.truth, t.seconds, shapes) for t in trials if t.truth is not None]
     charts = []
     for kind in ("object", "agent"):
         caption = (

@@ -109,6 +109,8 @@ def run(options: Options) -> None:
     step = 1.0 / options.rate
     stepper = open_stepper(world, step, options.dynamics)
     say(stepper.note)
+    if not world.agents:
+        say(f"nobody acts in `{options.world}`: put a robot into it with `gworld bind {options.world} --robot FILE`")
     settings = EngineOptions(step, options.worlds, options.jitter)
     begin = time.monotonic()
     if options.compare is not None:
