@@ -13,6 +13,7 @@ from gworld.errors import UsageError
 BENCHES = {
     "bias": "what sequences mean to a model: one state, one answer; and the force law that it found in orbits",
     "diversity": "generated beside recorded episodes: what both visit, and what a model learns from them",
+    "droid": "a real arm's hand under recorded commands, each episode foretold from the others",
     "fit": "Gaussians fitted to photos: held-out quality against time and count, beside other ways",
     "follow": "two agents push or grasp objects: any actions followed, beside baselines and the true simulator",
     "agents": "three and four agents, by a network that was trained on two",

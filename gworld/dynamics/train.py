@@ -172,7 +172,7 @@ def _slow(optimiser: torch.optim.Optimizer, fitted: Fitted, config: TrainConfig)
     for group, windows in zip(optimiser.param_groups[2:], counts, strict=True):
         group["first"] *= config.settled if windows else 1.0
     if fitted.forces:  # all accelerations at once say more than windows whose first velocities are a little off
-        optimiser.param_groups[-1]["first"] = 0.0
+        optimiser.param_groups[4]["first"] = 0.0
 
 
 def _groups(model: Learner, config: TrainConfig) -> list[dict[str, object]]:
