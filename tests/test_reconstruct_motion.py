@@ -14,8 +14,9 @@ from gworld.errors import InputError, UsageError
 from gworld.geometry import invert_transform, se3_exp, transform_from_pose
 from gworld.reconstruct.motion import Film, TrackOptions, track_motion
 from gworld.reconstruct.motion_bodies import between, bodies_of, moved, names_of, poses_of
-from gworld.reconstruct.motion_draw import scene_plates
-from gworld.reconstruct.motion_film import first_plates, in_light
+from gworld.reconstruct.motion_draw import draw, scene_plates
+from gworld.reconstruct.motion_film import Plates, first_plates, in_light, levels_of
+from gworld.reconstruct.motion_follow import follow, given_joints
 from gworld.reconstruct.motion_rig import RigOptions, refine_rig
 from gworld.reconstruct.motion_smooth import smooth_states
 from gworld.scene.cameras import Cameras, intrinsics, look_at
@@ -126,6 +127,31 @@ def test_film_with_truth_is_tracked(tmp_path) -> None:  # type: ignore[no-untype
 
 def _two(cameras: Cameras) -> Cameras:
     return replace(cameras, K=cameras.K[:2], world_from_camera=cameras.world_from_camera[:2], names=cameras.names[:2])
+
+
+def test_guide_brings_back_what_hurried_away() -> None:
+    """A box jumps farther than it is long: its own velocity does not lead there, a coarse pass's state does."""
+    options = TrackOptions(finest=1, jump=1e9)
+    bodies = bodies_of(one_box(), {}, options)
+    cameras = Cameras(
+        intrinsics(96, 72, 0.9).expand(2, 3, 3).clone(),
+        look_at(torch.tensor([[0.8, 0.1, 0.6], [0.0, 0.9, 0.6]]), torch.tensor([[0.15, 0.1, 0.0]]).expand(2, 3)),
+        96, 72,
+    )  # fmt: skip
+    levels = levels_of(cameras, Plates(np.full((2, 72, 96, 3), 0.2, np.float32), np.ones((2, 72, 96), bool)), (1, 2, 8))
+    jump = torch.tensor([0.15, -0.2, 0.0, 0.0, 0.0, 0.4], dtype=torch.float64)
+    truth = torch.stack([bodies.start, bodies.start, moved(bodies, bodies.start, jump)])
+    films = []
+    for camera in range(2):
+        drawn = draw(bodies, truth, levels[1], camera)
+        pictures = drawn.rgb + (1 - drawn.alpha[..., None]) * levels[1].plates[camera]
+        films.append(Film(np.arange(3) / 20, (pictures * 255).round().to(torch.uint8).numpy()))
+    times, given = np.arange(3) / 20, given_joints(bodies, np.arange(3) / 20, {}, options)
+    near = moved(bodies, truth, torch.tensor([0.008, 0.0, 0.0, 0.0, 0.0, 0.05], dtype=torch.float64))
+    alone = follow(bodies, levels, films, times, bodies.start, given, options)
+    guided = follow(bodies, levels, films, times, bodies.start, given, options, guide=near)
+    assert float(between(bodies, truth, alone.states)[2, :3].norm()) > 0.05
+    assert float(between(bodies, truth, guided.states)[:, :3].norm(dim=-1).max()) < 0.003
 
 
 def test_wrong_requests_are_one_sentence() -> None:

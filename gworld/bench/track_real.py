@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gworld.agents.binding import agent_poses, bind_robot
-from gworld.agents.kinematics import value_limits
+from gworld.agents.binding import bind_robot
 from gworld.agents.skeleton import read_robot
 from gworld.agents.skinning import SkinOptions
 from gworld.agents.tree import Skeleton
 from gworld.bench.rows import Row, at_least
 from gworld.capture.calibration import read_calibration
 from gworld.data.clips import read_frames
-from gworld.geometry import pose_from_transform
+from gworld.geometry import pose_from_transform, transform_from_pose
 from gworld.reconstruct.motion import Film, Tracked, TrackOptions, track_motion
 from gworld.reconstruct.motion_draw import draw
 from gworld.reconstruct.motion_film import Level, Plates, Shot, first_plates, in_light, levels_of, shot_at
@@ -40,6 +39,9 @@ WHITE = (0.92, 0.85, 0.80)
 SIDE = "234222303707"
 """The only camera that sees the elbow."""
 BLOCK_IOU, ROBOT_IOU, DECIBELS, MARGIN = 0.90, 0.85, 3.0, 0.03
+TIP = (0.0, 0.0, -0.1368)
+"""The pusher's end in its link (metres)."""
+EVERY = 20
 STEP, STRIDE = 0.0365, 3
 """Seconds between instants (every other picture), and every how many of them are fitted."""
 
@@ -64,9 +66,17 @@ def real_rows(data: Path, quick: bool) -> Iterator[Row]:
     rig = refine_rig(first, given.cameras, RigOptions(plane=given.plane))
     yield Row("push-T, cameras disagree on the table", rig.after, "px", baseline=rig.before)
     given = replace(given, cameras=rig.cameras)
+    tips: list[Tensor] = []
     for held in range(1 if quick else len(given.films)):
         tracked = track_way(given, held, 3.0 if quick else 14.7)
-        yield from judge_way(given, held, tracked, every=4 if quick else 8)
+        yield from judge_way(given, held, tracked, every=4 if quick else EVERY)
+        tips.append(_tips(tracked))
+        if given.cameras.names[held] == SIDE and len(tips) > 1:
+            apart = torch.stack([(tips[-1] - tip).norm(dim=-1) for tip in tips[:-1]]).mean(0)
+            name = f"push-T without {SIDE}, pusher's tip against the ways that see the arm"
+            yield Row(
+                name, 1000 * float(apart.median()), "mm", note=f"90th percentile {1000 * apart.quantile(0.9):.1f}"
+            )
 
 
 def read_recording(data: Path) -> Recording:
@@ -90,12 +100,18 @@ def track_way(given: Recording, held: int, end: float) -> Tracked:
     """Tracked with all cameras but one."""
     rows = [row for row in range(len(given.films)) if row != held]
     options = TrackOptions(
-        hold=("panda_finger_joint1",), rig=RigOptions(plane=given.plane), refine_base=True,
-        objects="planar", search=0.0, reach=0.12, stride=STRIDE,
+        hold=("panda_finger_joint1",), rig=RigOptions(plane=given.plane), objects="planar",
+        search=0.0, reach=0.12, stride=STRIDE,
     )  # fmt: skip
     times = torch.arange(0.04, end, STEP, dtype=torch.float64)
     films = [given.films[row] for row in rows]
     return track_motion(given.world, films, _some(given.cameras, rows), times, options, robots={"panda": given.robot})
+
+
+def _tips(tracked: Tracked) -> Float[Tensor, "T 3"]:
+    """Where the pusher's tip is."""
+    poses = transform_from_pose(tracked.link_poses[:, tracked.link_names.index("panda/panda_pusher")].double())
+    return (poses[:, :3, :3] @ torch.tensor(TIP, dtype=torch.float64)) + poses[:, :3, 3]
 
 
 def judge_way(given: Recording, held: int, tracked: Tracked, every: int) -> Iterator[Row]:
@@ -210,12 +226,8 @@ def _world(home: Path, model: Path) -> tuple[World, Skeleton]:
     entities = (Entity("scene", "static", (0,)), Entity("tblock", "object", (1,)))
     world = World(gaussians, (Link("world"), Link("tblock", pose, 0)), entities, metric=True)
     robot = read_robot(model, "panda")
-    eye = torch.eye(4, dtype=torch.float64)
-    low, high = value_limits(robot, torch.float64)
-    start = torch.tensor(START, dtype=torch.float64).clamp(low, high)
-    world = bind_robot(world, robot, "panda", eye, start.float(), skin=SkinOptions(per_square_metre=6000))
-    poses = pose_from_transform(agent_poses(world, robot, "panda", start, eye)).tolist()
-    links = tuple(replace(link, pose=tuple(poses[row])) if row else link for row, link in enumerate(world.links))
+    start = torch.tensor(START)
+    world = bind_robot(world, robot, "panda", torch.eye(4), start, skin=SkinOptions(per_square_metre=6000))
     sh = world.gaussians.sh[:, :1].clone()
     sh[world.gaussians.links > 1] = sh_from_rgb(torch.tensor(WHITE))
-    return replace(world, links=links, gaussians=replace(world.gaussians, sh=sh)), robot
+    return replace(world, gaussians=replace(world.gaussians, sh=sh)), robot

@@ -19,10 +19,10 @@ from gworld.errors import InputError
 from gworld.reconstruct.motion_base import refine_bases
 from gworld.reconstruct.motion_bodies import Bodies, bodies_of
 from gworld.reconstruct.motion_film import Film, Level, Plates, first_plates, levels_of, shot_at
-from gworld.reconstruct.motion_follow import Given, find_start, follow, given_joints
+from gworld.reconstruct.motion_follow import BELIEVED, Given, find_start, follow, given_joints
 from gworld.reconstruct.motion_options import TrackOptions
 from gworld.reconstruct.motion_paint import clean_plates, link_colours, paint
-from gworld.reconstruct.motion_result import Looks, Tracked, tracked_motion
+from gworld.reconstruct.motion_result import Looks, Tracked, fill_states, tracked_motion
 from gworld.reconstruct.motion_rig import refine_rig
 from gworld.scene.cameras import Cameras
 from gworld.scene.world import World
@@ -30,8 +30,10 @@ from gworld.scene.world import World
 __all__ = ["Film", "Plates", "TrackOptions", "Tracked", "track_motion"]
 
 Progress = Callable[[str, int, int], None]
-SCOUT_SECONDS = 0.1
-PAINTED = 14
+SCOUT_SECONDS = 0.04
+"""Between instants of the scouting pass: an arm that hurries is lost where pictures lie farther apart."""
+PAINTED, CLEANED = 14, 90
+"""Instants from which colours are learned, and plates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,25 +88,39 @@ def track_motion(
     bodies = bodies_of(world, robots or {}, options)
     given = given_joints(bodies, clock, joints or {}, options)
     task = _Task(list(films), cameras, clock, given, options, progress)
-    looks, start = _scout(task, bodies, plates, facts)
+    looks, scouted = _scout(task, bodies, plates, facts)
     rows = np.unique(np.append(np.arange(0, len(clock), options.stride), len(clock) - 1))
-    levels = task.levels(looks.plates, looks.gains)
-    followed = follow(looks.bodies, levels, task.films, clock[rows], start, given.at(rows), options, task.told("track"))
+    levels, start = task.levels(looks.plates, looks.gains), scouted.states[0]
+    guide = (
+        None if len(scouted.rows) == 1 else fill_states(looks.bodies, clock[rows], clock[scouted.rows], scouted.states)
+    )
+    followed = follow(
+        looks.bodies, levels, task.films, clock[rows], start, given.at(rows), options, task.told("track"), guide=guide,
+        shrinks=() if guide is None else (options.finest,),
+    )  # fmt: skip
     return tracked_motion(world, looks, clock, rows, followed, options.smoothness, facts)
 
 
-def _scouts(clock: np.ndarray) -> int:
-    return (
-        int(np.clip((clock[-1] - clock[0]) / SCOUT_SECONDS, min(len(clock), 24), len(clock))) if len(clock) > 1 else 1
-    )
+@dataclass(frozen=True, eq=False)
+class _Scouted:
+    """States [F,S] at some rows of the clock: the first alone where nothing was scouted."""
+
+    rows: np.ndarray
+    states: Float[Tensor, "F S"]
 
 
-def _scout(
-    task: _Task, bodies: Bodies, known: Plates | None, facts: dict[str, float]
-) -> tuple[Looks, Float[Tensor, " S"]]:
-    """A pass over a few instants, twice, that leaves roots, plates, colours, gains and a first state."""
+def _scouts(clock: np.ndarray) -> np.ndarray:
+    """The rows of the clock that are scouted: at least 24, if there are as many."""
+    if len(clock) < 2:
+        return np.arange(len(clock))
+    wide = round(SCOUT_SECONDS / float(np.median(np.diff(clock))))
+    return np.unique(np.append(np.arange(0, len(clock), max(1, min(wide, len(clock) // 24))), len(clock) - 1))
+
+
+def _scout(task: _Task, bodies: Bodies, known: Plates | None, facts: dict[str, float]) -> tuple[Looks, _Scouted]:
+    """A coarse pass that leaves roots, plates, colours, gains, and states for the fine one to begin at."""
     clock, films, options = task.times, task.films, task.options
-    rows = np.unique(np.linspace(0, len(clock) - 1, _scouts(clock)).round().astype(int))
+    rows = _scouts(clock)
     times, here = clock[rows], task.given.at(rows)
     start, gains, plates = bodies.start, torch.ones(len(films), 3), known
     for number in range(2 if known is None and options.paint else 1):  # colours tell bodies from scene, and reversely
@@ -112,26 +128,36 @@ def _scout(
         levels = task.levels(plates, gains)
         start = find_start(bodies, levels, films, float(clock[0]), here, options, start, wide=number == 0)
         if options.paint:
-            bodies = _first_painted(bodies, levels, films, clock[:1], start[None], arms=options.search == 0)
+            bodies = _first_painted(bodies, levels, films, clock[:1], start[None], arms=options.search <= BELIEVED)
     assert plates is not None
-    roots = [arm.base for arm in bodies.arms]
-    passes = 2 if known is None else 1 if options.paint or (options.refine_base and bodies.arms) else 0
-    for number in range(passes):  # none where there is nothing to learn
+    scouted = _Scouted(rows[:1], start[None])
+    if known is None or options.paint or (options.refine_base and bodies.arms):  # else there is nothing to learn
         levels = task.levels(plates, gains)
         coarse = replace(options, finest=min(8, 2 * options.finest))
-        followed = follow(bodies, levels, films, times, start, here, coarse, task.told(f"scout {number + 1}"))
+        # One size: what is dense needs no wide reach, and the smallest pictures cost as much as these.
+        told, one = task.told("scout"), (coarse.finest,)
+        followed = follow(bodies, levels, films, times, start, here, coarse, told, shrinks=one)
         states = followed.states
         if options.refine_base and bodies.arms:
+            roots = [arm.base for arm in bodies.arms]
             bodies, states = refine_bases(bodies, levels[2], films, times, states, options, followed.misfit)
             shifts = [float((a.base - b)[:3, 3].norm()) for a, b in zip(bodies.arms, roots, strict=True)]
             facts["base_mm"] = 1000 * max(shifts)
+        lost = followed.lost.numpy()
+        sure = np.arange(len(times)) if lost.all() else np.flatnonzero(~lost)
         if known is None:
-            plates = clean_plates(films, levels[1], bodies, times, states, plates)
+            some = _spread(sure, CLEANED)
+            plates = clean_plates(films, levels[1], bodies, times[some], states[some], plates)
         if options.paint:
-            some = np.unique(np.linspace(0, len(times) - 1, PAINTED).round().astype(int))
+            some = _spread(sure, PAINTED)
             bodies, gains = _painted(bodies, task.levels(plates, gains), films, times[some], states[some])
-        start = states[0]
-    return Looks(task.cameras, plates, gains, bodies), start
+        scouted = _Scouted(rows, states)
+    return Looks(task.cameras, plates, gains, bodies), scouted
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, evenly spread."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
 
 
 def _painted(

@@ -23,6 +23,8 @@ MEMORY = 0.5
 USUAL = 15
 STARTS = 3
 """Independent searches for a first state."""
+BELIEVED = 0.05
+"""Share of the limits below which a given start is good enough for arms to be fitted, and to take colours, there."""
 FRESH, DOUBTFUL = Weights(1.0, 1.0), Weights(0.5, 1.0)
 
 
@@ -106,6 +108,9 @@ def find_start(
             if bodies.things and bodies.arms:
                 alone = reach * (torch.arange(bodies.size) >= bodies.size - sum(t.axes.shape[1] for t in bodies.things))
                 middle = search(bodies, levels[8], shots[8], start, alone, generator, count=48, rounds=12)[0]
+            if bodies.things and bodies.arms and options.search <= BELIEVED:
+                tries.append(middle)
+                continue
             tries += list(search(bodies, levels[8], shots[8], middle, reach, generator, weights=DOUBTFUL)[:2])
     slow = replace(options, steps=10)
     weights = DOUBTFUL if wide else FRESH
@@ -122,19 +127,28 @@ def follow(
     given: Given,
     options: TrackOptions,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    guide: Float[Tensor, "T S"] | None = None,
+    shrinks: tuple[int, ...] = (),
 ) -> Followed:
-    """Fit each instant from the one before at its velocity; where the fit jumps, search around for a better one."""
+    """Fit each instant from the one before at its velocity, or from the `guide` where that explains the pictures
+    better; where the fit jumps, search around for a better one.
+
+    `shrinks` are the sizes at which pictures are compared, coarse to fine: those of the options when empty."""
     generator = torch.Generator().manual_seed(options.seed)
     state, velocity = start, torch.zeros(bodies.size, dtype=torch.float64)
     misfits: list[float] = []
     states, matrices, lost = [], [], []
+    whole, shrinks = _used(options), shrinks or _used(options)
     for row, time in enumerate(times):
         gap = float(time - times[row - 1]) if row else 0.0
-        shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in _used(options)}
+        shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in shrinks + whole}
         ahead = _with_given(moved(bodies, state, velocity * gap), given, row)
+        if guide is not None:
+            ahead = _better(bodies, levels, shots, torch.stack([ahead, _with_given(guide[row], given, row)]))
         sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
         prior = Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity)
-        solved = _descend(bodies, levels, shots, prior, ahead, options)
+        solved = _descend(bodies, levels, shots, prior, ahead, options, shrinks=whole if row == 0 else shrinks)
         usual = float(np.median(misfits[-USUAL:])) if misfits else solved.misfit
         astray = len(misfits) > 2 and solved.misfit > options.jump * usual
         if astray:
@@ -152,6 +166,12 @@ def follow(
     return Followed(torch.stack(states), torch.stack(matrices), torch.tensor(misfits), torch.tensor(lost))
 
 
+def _better(bodies: Bodies, levels: dict[int, Level], shots: dict[int, Shot], states: Tensor) -> Tensor:
+    """That of some states which explains the coarsest pictures best."""
+    coarse = max(shots)
+    return states[int(costs(bodies, states, levels[coarse], shots[coarse]).argmin())]
+
+
 def _used(options: TrackOptions) -> tuple[int, ...]:
     """Levels of a descent, coarse to fine."""
     return tuple(sorted({min(8, 2 * options.finest), options.finest}, reverse=True))
@@ -165,10 +185,11 @@ def _descend(
     start: Tensor,
     options: TrackOptions,
     weights: Weights = FRESH,
+    shrinks: tuple[int, ...] = (),
 ) -> Solved:
     """Coarse to fine."""
     state, solved = start, None
-    for shrink in _used(options):
+    for shrink in shrinks or _used(options):
         solved = fit_state(bodies, levels[shrink], shots[shrink], prior, state, options.steps, weights)
         state = solved.state
     assert solved is not None
