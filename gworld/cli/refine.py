@@ -32,6 +32,10 @@ class Options:
     """The world the rollout is of: it tells depth, links, flow, and what was seen."""
     refiner: Path | None = None
     """A trained refiner: a run or a checkpoint; else the world's own, else the one shipped for all scenes."""
+    backbone: Path | None = None
+    """A local diffusers folder (Stable Diffusion with or without ControlNet, Stable Video Diffusion) instead."""
+    lora: Path | None = None
+    """Adapters that were learned on that backbone."""
     out: Path = Path("refined.mp4")
     """The refined video."""
     changes: Path | None = None
@@ -68,7 +72,7 @@ def run(options: Options) -> None:
     _check(options)
     import contextlib
 
-    from gworld.cli.refine_film import open_source
+    from gworld.cli.refine_film import backbone_frames, open_source
     from gworld.refine.sample import Film, changed_share
     from gworld.render.video import open_video
     from gworld.runlog import track
@@ -81,8 +85,10 @@ def run(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         add = stack.enter_context(open_video(options.out, source.fps))
         told = None if options.changes is None else stack.enter_context(open_video(options.changes, source.fps))
-        for frame in track(source.frames, "frames", total=source.count):
-            refined = film(frame)
+        frames: Iterator[tuple[Clip, Refined]] = ((frame, film(frame)) for frame in source.frames)
+        if options.backbone is not None:
+            frames = backbone_frames(source.frames, options.backbone, options.lora, trust, options.seed)
+        for frame, refined in track(frames, "frames", total=source.count):
             add(_shown(frame, refined, options.beside))
             if told is not None:
                 told(change_map(refined.change))
@@ -93,7 +99,7 @@ def run(options: Options) -> None:
         "out": str(options.out),
         "frames": count,
         "changed": changed / count,
-        "refiner": str(source.place),
+        "refiner": str(options.backbone or source.place),
         "photos": 0 if source.photos is None else len(source.photos),
         "seconds": round(time.monotonic() - started, 3),
     }
@@ -103,7 +109,7 @@ def run(options: Options) -> None:
     for note in source.notes:
         say(note)
     say(f"refined {count} frames to {options.out}; {100 * changed / count:.1f} % of pixels changed visibly")
-    say(f"by {source.place}, {facts['photos']} photos to refer to, {facts['seconds']:.1f} s")
+    say(f"by {facts['refiner']}, {facts['photos']} photos to refer to, {facts['seconds']:.1f} s")
     say("next: watch it, or see where it changed what with `--changes changes.mp4`")
 
 
@@ -122,6 +128,8 @@ def _check(options: Options) -> None:
     suffix = options.source.suffix.lower()
     if suffix not in (".mp4", ".parquet"):
         raise UsageError(f"`{options.source}` is neither a rollout (.parquet) nor a video (.mp4).")
+    if options.lora is not None and options.backbone is None:
+        raise UsageError("`--lora` belongs to a `--backbone`; give that too.")
     if suffix == ".parquet" and options.world is None:
         raise UsageError("a rollout needs `--world`, which it is drawn in.")
     if suffix == ".mp4" and options.world is not None:

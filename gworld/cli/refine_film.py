@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from torch import Tensor
@@ -16,12 +16,14 @@ from gworld.formats.registry import world_folder
 from gworld.formats.world import gaussians_hash, load_world
 from gworld.geometry import transform_from_pose
 from gworld.reconstruct.coverage import count_views, load_coverage
-from gworld.refine.sample import Film
+from gworld.refine.lora import load_lora
+from gworld.refine.pretrained import CHUNK, load_backbone, refine_chunk
+from gworld.refine.sample import Film, Refined
 from gworld.refine.saved import SavedRefiner, load_refiner
 from gworld.render.api import RenderOptions
 from gworld.render.conditions import Counts, render_frame
 from gworld.scene.cameras import Cameras
-from gworld.scene.clip import Clip
+from gworld.scene.clip import Clip, join_clips
 from gworld.scene.world import World
 from gworld.simulate.files import read_rollout
 from gworld.simulate.observe import Frame, pick_cameras, placed
@@ -76,6 +78,22 @@ def open_source(options: Options) -> Source:
 
     fps = (len(poses) - 1) / seconds if len(poses) > 1 else 30.0
     return Source(frames(), len(poses), fps, refiner, photos, place, notes)
+
+
+def backbone_frames(
+    frames: Iterable[Clip], folder: Path, lora: Path | None, trust: float, seed: int
+) -> Iterator[tuple[Clip, Refined]]:
+    """Frames refined by a pretrained backbone, chunk by chunk."""
+    backbone = load_backbone(folder)
+    if lora is not None:
+        load_lora(backbone, lora)
+    shown: Tensor | None = None
+    stream = iter(frames)
+    while chunk := list(islice(stream, CHUNK)):
+        clip = join_clips(chunk)
+        made, shown = refine_chunk(backbone, clip.rgb, clip.confidence.clamp(max=trust), shown, seed)
+        for frame, picture in zip(chunk, made, strict=True):
+            yield frame, Refined(picture, (picture - frame.rgb[0]).abs().amax(-1))
 
 
 def choose_refiner(world: World | None, told: Path | None) -> Path:
