@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ import torch
 from PIL import Image
 
 import gworld as gw
+from gworld.checkpoint import Checkpoint, save_checkpoint
+from gworld.formats.axes import bake_links
+from gworld.formats.convert import gaussians_from_table, table_from_gaussians
+from gworld.formats.transforms import write_transforms
+from gworld.render.paths import orbit, path_cameras
+from gworld.render.select import render
+from gworld.render.video import as_uint8
 from gworld.scene.rollout import Rollout
+from gworld.scene.views import View, Views
 from gworld.scene.world import World
 from gworld.simulate.engine import Engine
 from gworld.viewer.app import Subject, Viewer, ViewOptions
 from gworld.viewer.driver import Driver
 from gworld.viewer.export import export_page
+from gworld.viewer.live import NAMES, LiveViewer
 from tests.acting import acting_world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -311,6 +321,47 @@ def test_points_are_picked_and_a_box_is_cut(page: Any, viewer: Viewer) -> None:
     until(lambda: len(viewer.world.gaussians) == count)
 
 
+def test_a_fit_is_watched(world: World, browser: Any, asked: list[str], tmp_path: Path) -> None:
+    """A run that another process makes: what it saved is seen, a view stands beside its picture, pause is asked for."""
+    cameras = path_cameras(orbit(torch.tensor([0.0, 0.0, 0.1]), 1.3, 0.8, 6), 160, 120, 0.8)
+    poses = world.rest_poses()
+    views = []
+    (tmp_path / "poses").mkdir()
+    for index in range(len(cameras)):
+        rgb = render(world.gaussians, poses, cameras[index], outputs=("rgb",)).rgb
+        assert rgb is not None
+        file = tmp_path / "poses" / f"{index}.png"
+        Image.fromarray(as_uint8(rgb[0, 0])).save(file)
+        views.append(View(file.name, 160, 120, cameras.K[index], cameras.world_from_camera[index], image=file))
+    write_transforms(Views(tuple(views), metric=True), tmp_path / "poses" / "transforms.json")
+    still = gaussians_from_table(bake_links(replace(table_from_gaussians(world.gaussians), link_table=world.links)))
+    columns = {f"gaussians.{name}": getattr(still, name) for name in NAMES}
+    save_checkpoint(tmp_path, Checkpoint(500, columns))
+    rows = [f"{step},0.1,{20 + step / 100}" for step in range(100, 600, 100)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,loss,psnr", *rows, ""]))
+    (tmp_path / "live.json").write_text('{"stage": "fit 500/1000, 40/s, 12 s left, held out 25.0 dB", "share": 0.5}')
+    viewer = LiveViewer(tmp_path, ViewOptions(port=0))
+    thread = threading.Thread(target=viewer.run, daemon=True)
+    thread.start()
+    page = open_page(browser, viewer.gate.address, asked, {"width": 1100, "height": 800})
+    try:
+        page.get_by_text("held out 25.0 dB").wait_for(timeout=30_000)
+        until(lambda: all(len(rows) > 20 for rows in spots(page).values()))
+        viewer.do(lambda: setattr(viewer.choice, "value", viewer.choice.options[2]))
+        viewer.do(viewer.compare)
+        page.get_by_text("four times their difference").wait_for(timeout=30_000)
+        assert float(viewer.told.content.split(";")[1].split()[0]) > 35
+        if os.environ.get("GWORLD_UPDATE_PICTURES"):
+            save(page, "view-live.jpg")
+        press(page, "Pause")
+        until(lambda: (tmp_path / "wish.json").exists() and '"pause"' in (tmp_path / "wish.json").read_text())
+        page.get_by_role("button", name="Go on").wait_for(timeout=30_000)
+    finally:
+        page.close()
+        viewer.close()
+        thread.join(timeout=5)
+
+
 def test_an_exported_page_plays_from_disk(
     world: World, rollout: Rollout, browser: Any, asked: list[str], tmp_path: Path
 ) -> None:
@@ -322,7 +373,7 @@ def test_an_exported_page_plays_from_disk(
 
 
 def test_nobody_else_was_contacted(viewer: Viewer, asked: list[str]) -> None:
-    ours = (viewer.gate.address, f"blob:{viewer.gate.address}", "file://", "blob:null", "data:")
+    ours = ("http://localhost:", "blob:http://localhost:", "file://", "blob:null", "data:")
     assert asked and not [address for address in asked if not address.startswith(ours)]
 
 
