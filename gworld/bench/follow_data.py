@@ -16,6 +16,7 @@ from gworld.data.simulators_world import scene_world
 from gworld.dynamics.actuation import Drive
 from gworld.dynamics.drives import world_drives
 from gworld.dynamics.recordings import Recordings, gather_recordings
+from gworld.dynamics.tokens import Scene, compile_scene
 from gworld.scene.world import World
 
 FPS = 20.0
@@ -25,11 +26,13 @@ NUDGE = 1e-3
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene: its simulation, the world that its Gaussians make, and what its agents' actions drive."""
+    """A scene: its simulation, the world that its Gaussians make, what its agents' actions drive, and what the network
+    reads of it."""
 
     simulation: Simulation
     world: World
     drives: dict[str, Drive]
+    scene: Scene
 
 
 def open_stage(name: str, agents: int, objects: int, folder: Path) -> Stage:
@@ -37,7 +40,7 @@ def open_stage(name: str, agents: int, objects: int, folder: Path) -> Stage:
     simulation = open_scene(name, SceneOptions(agents=agents, objects=objects, fps=FPS, cameras=1))
     simulation.reset(0)
     world = scene_world(simulation, folder=folder)
-    return Stage(simulation, world, world_drives(world))
+    return Stage(simulation, world, world_drives(world), compile_scene([world], 1.0 / FPS))
 
 
 def act(stage: Stage, behaviour: str, seeds: Sequence[int], seconds: float) -> list[Trace]:
@@ -49,7 +52,7 @@ def act(stage: Stage, behaviour: str, seeds: Sequence[int], seconds: float) -> l
 def stage_recordings(stage: Stage, traces: Sequence[Trace]) -> Recordings:
     """Traces as the network reads them."""
     episodes = [trace_episode(stage.simulation, trace, {}) for trace in traces]
-    return gather_recordings([stage.world], episodes, stage.drives)
+    return gather_recordings([stage.world], episodes, stage.drives, stage.scene)
 
 
 def nudged(

@@ -52,9 +52,12 @@ class Batch:
 
 
 def gather_recordings(
-    worlds: Sequence[World], episodes: Sequence[Episode], drives: Mapping[str, Drive] | None = None
+    worlds: Sequence[World],
+    episodes: Sequence[Episode],
+    drives: Mapping[str, Drive] | None = None,
+    scene: Scene | None = None,
 ) -> Recordings:
-    """Episodes and the world of each (or one world for all), as tensors.
+    """Episodes and the world of each (or one world for all), as tensors; `scene` is these worlds' where it is known.
 
     Episodes are cut to the shortest. Raises `InputError` when clocks or links differ, or poses are not tracked.
     """
@@ -66,7 +69,7 @@ def gather_recordings(
     if steps < CONTEXT + 1:
         raise InputError(f"an episode has {steps} steps; at least {CONTEXT + 1} are needed to learn motion.")
     dt = float((episodes[0].times[-1] - episodes[0].times[0]) / (len(episodes[0]) - 1))
-    scene = compile_scene(worlds, dt)
+    scene = compile_scene(worlds, dt) if scene is None else replace(scene, dt=dt)
     if len(worlds) == 1:
         scene = select_worlds(scene, torch.zeros(len(episodes), dtype=torch.int64))
     poses = torch.zeros(len(episodes), steps, len(scene.link_names), 7)

@@ -20,11 +20,13 @@ from gworld.dynamics.network import Dynamics, bodies_of
 from gworld.dynamics.recordings import CONTEXT, Recordings, rates_at
 from gworld.dynamics.stages_contact import ContactConfig, contact_parameters, fit_contact
 from gworld.dynamics.state import Motion, motion_from_poses, still_motion
-from gworld.dynamics.tokens import Agent, Scene, select_worlds, shape_values
+from gworld.dynamics.tokens import FAR, Agent, Scene, select_worlds, shape_values
 from gworld.geometry import transform_from_pose
 
 APART = 0.045
 """Gap, in radii, beyond which nothing is touched: surfaces read from Gaussians are a little off."""
+FLIES = 0.5
+"""Gap, in radii, beyond which nothing holds what is in the air."""
 PARTING = 0.02
 """Growth of a gap in a step, in radii, by which bodies part."""
 RUN = 6
@@ -35,6 +37,8 @@ LAGS = (0.012, 0.05, 0.2)
 """Seconds from which the lag of drives is sought."""
 LEAST = 8
 """Windows below which nothing can be fitted."""
+REST = 0.02
+"""Weight of windows in which a joint rests, beside those in which it moves."""
 CHUNK = 256
 """Worlds looked at together."""
 
@@ -58,6 +62,8 @@ def fit_alone(model: Dynamics, data: Recordings, steps: int = 200, contact: Cont
     if not (drives or support):
         return Fitted(forces=forces)
     room = clearance(model, data)
+    if support and model.config.gravity:
+        fit_fall(model, data, room)
     return Fitted(
         fit_drives(model, data, room, steps) if drives else 0,
         fit_support(model, data, room, steps) if support else 0,
@@ -118,6 +124,23 @@ def fit_drives(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> i
             parameter.copy_(torch.stack([values[index] for _, values in found]).gather(0, best)[0])
     _descend(own, lambda: losses(WIDTHS[1]).sum(), steps // 2, 0.03)
     return count
+
+
+def fit_fall(model: Dynamics, data: Recordings, room: Tensor) -> int:
+    """Set the fall to what objects do that touch and lie on nothing; returns on how many instants."""
+    scene = data.scene
+    floor = (scene.planes[..., :3] * -scene.down[:, None]).sum(-1) > 0.98
+    level = torch.where(floor, scene.planes[..., 3], torch.full_like(scene.planes[..., 3], -FAR)).amax(-1)
+    if not bool((level > -FAR).all()):
+        return 0
+    height = -(data.poses[..., :3] * scene.down[:, None, None]).sum(-1) - level[:, None, None]
+    flies = (height > 1.2 * shape_values(scene, "bound")[:, None]) & (room > FLIES)
+    flies = flies[:, :-2] & flies[:, 1:-1] & flies[:, 2:] & (scene.free & scene.present)[:, None]
+    gains = -(height[:, 2:] - 2.0 * height[:, 1:-1] + height[:, :-2])[flies] / scene.dt**2
+    if len(gains) >= LEAST:
+        with torch.no_grad():
+            model.free.fall.fill_(float(gains.median()) / model.free.length)
+    return len(gains)
 
 
 def fit_support(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> int:
@@ -227,7 +250,8 @@ def _joint_loss(model: Dynamics, scene: Scene, run: _Run, width: float) -> Tenso
     way = torch.stack(found[1:], dim=1) - found[0][:, None]
     true = run.truth[:, 1:] - run.truth[:, :1]
     usual = run.truth.diff(dim=1).square().mean((0, 1)).sqrt().clamp_min(1e-6)
-    return torch.log1p((way - true).abs() / (width * usual)).mean((0, 1))
+    moves = (true.abs().amax(dim=1, keepdim=True) > 0.1 * usual).to(way) + REST  # a joint that rests tells little
+    return (moves * torch.log1p((way - true).abs() / (width * usual))).mean((0, 1)) / moves.mean((0, 1))
 
 
 def _slides(data: Recordings, room: Tensor) -> tuple[Int[Tensor, "N 2"], Int[Tensor, " N"]]:
