@@ -120,7 +120,7 @@ def goal_for(agent: str, engine: Engine, clearance: Clearance, rng: np.random.Ge
     kind = "push_to_goal" if chosen else "reach"
     task = Task(kind, (agent,), "", chosen.name if chosen else "", (float(spot[0]), float(spot[1]), z), radius=RADIUS)  # type: ignore[arg-type]  # one of two kinds
     judged = Judged(task, world)
-    judged.draw(engine.generators)
+    judged.draw(engine.generators[:1])
     return judged
 
 

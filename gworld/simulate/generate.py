@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from gworld.checkpoint import latest_checkpoint
 from gworld.config import mapping_from
-from gworld.dynamics.state import BELIEF
+from gworld.dynamics.state import BELIEF, still_motion
 from gworld.errors import InputError, UsageError
 from gworld.formats.world import gaussians_hash, load_world
 from gworld.geometry import pose_from_transform
@@ -42,7 +43,7 @@ from gworld.simulate.vary import Drawn, keeps_shapes, mass_belief, vary, vary_dy
 
 Kind = Literal["policy", "demo", "hard"]
 DOUBTS = ((0.2, 0.002), (-0.2, -0.002), (0.2, -0.002), (-0.2, 0.002))
-"""Other ways it may have begun: logarithm of objects' masses, metres along x and y."""
+"""Other ways it may have begun, acted in alike: logarithm of objects' masses, metres along x and y."""
 NEAR = 0.02
 """Metres within which gaps between bodies are kept with an episode."""
 
@@ -164,6 +165,8 @@ class Maker:
             except NoStart:
                 rejected["start"] += 1
                 continue
+            finally:
+                shutil.rmtree(self.scratch, ignore_errors=True)
             if not trial.verdict.broken:
                 return Made(self._episode(job, trial, seed, rejected), trial.world)
             rejected.update(trial.verdict.broken[:1])
@@ -176,27 +179,30 @@ class Maker:
     def _attempt(self, job: Job, seed: int, world_seed: int) -> Trial:
         rng = np.random.default_rng(seed)
         world, drawn, steppers, clearance = self._varied(world_seed)
-        engine = Engine(world, steppers[0], EngineOptions(self.step))
         state = self._start(job, world, clearance, steppers[0], rng)
-        if width := engine.motion.belief.shape[-1]:
+        if width := steppers[0].start(still_motion(state.world_from_link[None])).belief.shape[-1]:
             state = replace(state, actuators={BELIEF: mass_belief(world, drawn, width).reshape(-1)})
-        engine.reset(seed, state)
+        asks = bool(clearance.objects) and isinstance(steppers[0], Learned)
+        starts = [state, *(_nudged(world, state, *other) for other in DOUBTS)] if asks else [state]
+        engine = Engine(world, steppers[0], EngineOptions(self.step, len(starts)))
+        engine.reset(seed, starts)
         told, cast = self._cast(job, engine, clearance, rng, seed)
-        poses, reached = [engine.motion.world_from_link[0]], cast.reached(engine)
+        poses, reached = [engine.motion.world_from_link], cast.reached(engine)
         joints: dict[str, list[Tensor]] = {name: [] for name in engine.stepper.bodies}
         actions: dict[str, list[Tensor]] = {name: [] for name in engine.specs}
         for step in range(self.recipe.steps):
             for name, body in engine.stepper.bodies.items():
                 joints[name].append(engine.motion.memory[name][0, : body.width])
-            action = {name: engine.fit_action(name, value) for name, value in told(step).items()}
+            action = {name: engine.fit_action(name, value[:1]) for name, value in told(step).items()}
             for name in actions:
                 actions[name].append(action[name][0])
             engine.step(action)
-            poses.append(engine.motion.world_from_link[0])
+            poses.append(engine.motion.world_from_link)
             reached = reached | cast.reached(engine)
-        track, done = torch.stack(poses), {name: torch.stack(rows) for name, rows in actions.items()}
-        doubt = self._doubt(world, steppers, state, done, track, clearance)
-        stuck = int(engine.stuck.sum())
+        tracks, done = torch.stack(poses, dim=1), {name: torch.stack(rows) for name, rows in actions.items()}
+        others = [tracks[1:], *(self._again(world, stepper, state, done) for stepper in steppers[1:])]
+        track, stuck = tracks[0], int(engine.stuck[0])
+        doubt = spread_of(track, torch.cat(others) if asks else tracks[:1], clearance.objects)
         verdict = judge(clearance, track, self.step, self.recipe.limits, float(doubt.max()), stuck)
         values = {name: torch.stack(rows) for name, rows in joints.items() if rows[0].numel()}
         return Trial(world, world_seed, drawn, clearance, track, done, values, doubt, verdict, cast, frozenset(reached))
@@ -258,31 +264,16 @@ class Maker:
                 acts[name] = lambda name=name, policy=policy: policy()[name]
         return (lambda step: {name: act() for name, act in acts.items()}), Cast(words, goals)
 
-    def _doubt(
-        self,
-        world: World,
-        steppers: list[Stepper],
-        state: WorldState,
-        actions: Mapping[str, Tensor],
-        track: Tensor,
-        clearance: Clearance,
-    ) -> Float[Tensor, " T"]:
-        """How far (m) objects end up elsewhere, at each instant, when the same is done from a slightly other start with
-        other masses, or by other dynamics: the mean over those runs, of the object it matters most to."""
-        links = clearance.objects
-        if not links or not isinstance(steppers[0], Learned):
-            return torch.zeros(len(track))
-        ways = []
-        for number, stepper in enumerate(steppers):
-            starts = [state] if number else [_nudged(world, state, *doubt) for doubt in DOUBTS]
-            engine = Engine(world, stepper, EngineOptions(self.step, len(starts)))
-            engine.reset(0, starts)
-            rows = [engine.motion.world_from_link[:, links, :3, 3]]
-            for step in range(len(track) - 1):
-                engine.step({name: values[step].expand(len(starts), -1) for name, values in actions.items()})
-                rows.append(engine.motion.world_from_link[:, links, :3, 3])
-            ways.append((torch.stack(rows, dim=1) - track[None, :, links, :3, 3]).norm(dim=-1))
-        return torch.cat(ways).mean(dim=0).amax(dim=-1)
+    def _again(
+        self, world: World, stepper: Stepper, state: WorldState, actions: Mapping[str, Tensor]
+    ) -> Float[Tensor, "1 T L 4 4"]:
+        """The same start and actions by other dynamics."""
+        engine = Engine(world, stepper, EngineOptions(self.step))
+        engine.reset(0, state)
+        poses = [engine.motion.world_from_link]
+        for step in range(self.recipe.steps):
+            poses.append(engine.step({name: values[step] for name, values in actions.items()}).world_from_link)
+        return torch.stack(poses, dim=1)
 
     def _episode(self, job: Job, trial: Trial, seed: int, rejected: Mapping[str, int]) -> Episode:
         """The trial as an episode without films: a row per step, the state and the action in force from then on."""
@@ -323,6 +314,16 @@ class Maker:
                 "drawn": trial.drawn,
             },
         )
+
+
+def spread_of(
+    track: Float[Tensor, "T L 4 4"], others: Float[Tensor, "N T L 4 4"], links: Sequence[int]
+) -> Float[Tensor, " T"]:
+    """How far (m) objects are elsewhere, at each instant, in other runs: their mean, of the object that is farthest."""
+    if not links or not len(others):
+        return torch.zeros(len(track))
+    places = others[:, :, list(links), :3, 3]
+    return (places - track[:, list(links), :3, 3]).norm(dim=-1).mean(dim=0).amax(dim=-1)
 
 
 def hardest_step(doubt: Float[Tensor, " T"], window: int) -> int:

@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gworld.dynamics.contact import field_distance
+from gworld.dynamics.shapes import OPAQUE
 from gworld.dynamics.tokens import Scene, compile_scene, shape_values
 from gworld.errors import UsageError
 from gworld.scene.world import World
 
 FAR = 1e6
+POINTS = 256
+"""Points on a body whose distances from others are looked up."""
 CHUNK = 1 << 21
 """Points whose distances are looked up at once."""
 
@@ -56,6 +59,7 @@ class Clearance:
     def __init__(self, world: World, scene: Scene | None = None) -> None:
         self.scene = scene if scene is not None and len(scene) == 1 else compile_scene([world], 1 / 30)
         self.bodies = _bodies(world, self.scene)
+        self._local = {link: _surface_points(world, self.scene, link) for link in self.bodies}
         owner = {link: index for index, entity in enumerate(world.entities) for link in entity.links}
         couples = [(a, b) for a in self.bodies for b in self.bodies if a < b and owner[a] != owner[b]]
         self.pairs: Int[Tensor, "P 2"] = torch.tensor(couples, dtype=torch.int64).reshape(-1, 2)
@@ -68,7 +72,7 @@ class Clearance:
         chosen = self.pairs if pairs is None else pairs
         if not len(chosen) or not len(poses):
             return poses.new_full((len(poses), len(chosen)), FAR)
-        frames = max(1, CHUNK // (len(chosen) * 128))
+        frames = max(1, CHUNK // (len(chosen) * POINTS))
         parts = []
         for start in range(0, len(poses), frames):
             some = poses[start : start + frames]
@@ -103,14 +107,10 @@ class Clearance:
 
     def _points(self, poses: Tensor, links: Tensor) -> tuple[Float[Tensor, "F Q M 3"], Float[Tensor, " Q"]]:
         """Points on links in the world, and the radius around them: a ball is its middle and a radius."""
-        solids, row = self.scene.solids, self.scene.solid[0][links]
-        rough = solids.row[row] >= 0
-        count = solids.points.shape[1] if bool(rough.any()) else 1
-        local = torch.zeros(len(links), count, 3)
-        if bool(rough.any()):
-            local[rough] = solids.points[solids.row[row][rough]]
+        radius = shape_values(self.scene, "radius")[0, links].to(poses)
+        local = torch.stack([self._local[link] for link in links.tolist()]).to(poses)
         place, turn = self._centers(poses, links)
-        return local.to(poses) @ turn.mT + place[:, :, None], solids.radius[row].to(poses)
+        return local @ turn.mT + place[:, :, None], radius
 
     def _centers(self, poses: Tensor, links: Tensor) -> tuple[Float[Tensor, "F Q 3"], Float[Tensor, "F Q 3 3"]]:
         turn = poses[:, links, :3, :3]
@@ -184,6 +184,20 @@ def scene_box(world: World, scene: Scene) -> tuple[Float[Tensor, " 3"], Float[Te
                 else (low[axis], torch.minimum(high[axis], edge))
             )
     return low, high
+
+
+def _surface_points(world: World, scene: Scene, link: int) -> Float[Tensor, "M 3"]:
+    """Points all over a link, about its centre of mass; a ball is its middle alone.
+
+    Those that the network touches with are few and sit on edges: of things that lie side by side they tell little.
+    """
+    if float(shape_values(scene, "radius")[0, link]) > 0:
+        return torch.zeros(POINTS, 3)
+    gaussians = world.gaussians
+    rows = ((gaussians.links == link) & (torch.sigmoid(gaussians.opacity_logits) > OPAQUE)).nonzero()[:, 0]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))  # no stripes
+    rows = rows[order[torch.arange(POINTS) % len(rows)]]
+    return gaussians.means[rows].detach().float() - shape_values(scene, "center")[0, link].float()
 
 
 def _bodies(world: World, scene: Scene) -> list[int]:
