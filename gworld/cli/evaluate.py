@@ -112,8 +112,8 @@ def judge(subject: Subject, options: Options) -> tuple[RolloutFacts, dict[str, A
     charts = []
     for kind in ("object", "agent"):
         caption = (
-            f"Median over {len(trials)} predictions and all {kind}s that truly moved a centimetre by then; shaded: the "
-            "10th to 90th percentile."
+            f"Median of all {kind}s that truly moved a centimetre by then; shaded: the 10th to 90th percentile "
+            f"({_counted(len(trials), 'prediction')})."
         )
         lines = horizon_lines(world, trials, kind)
         charts.append(Chart(f"{kind.capitalize()}s", lines, "seconds ahead", "error, mm", caption, command))
@@ -171,9 +171,14 @@ def _figures(subject: Subject, bodies: list[Any], physics: list[Physics]) -> dic
     }
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def _headline(figures: dict[str, Any], trials: list[Trial]) -> str:
     if not any(trial.truth is not None for trial in trials):
-        return f"{figures['trials']} motions of {figures['seconds']:.1f} s; no truth is known, physics alone is judged."
+        what = _counted(figures["trials"], "motion")
+        return f"{what} of {figures['seconds']:.1f} s; no truth is known, physics alone is judged."
     if figures["error_m"] is None:
         return "Nothing truly moved by a centimetre, so there is no motion to predict."
     return (

@@ -154,6 +154,6 @@ def _charts(scores: Sequence[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
             first = name == "prediction"
             band = (low, high) if first and len(scores) > 1 else ((), ())
             lines.append(Line(name, scores[0][0][1:count].tolist(), middle, not first, *band))
-        caption = f"Against footage, median of {len(scores)} films; oracle motion: the world drawn at its true poses."
+        caption = "Against footage, median of the films above; oracle motion: the world drawn at its true poses."
         charts.append(Chart(f"{title}, PSNR", lines, "seconds ahead", "PSNR, dB", caption, shown))
     return charts
