@@ -11,19 +11,26 @@ import pytest
 import torch
 from PIL import Image
 
+from gworld.agents.kinematics import forward_kinematics
+from gworld.agents.skeleton import read_robot
+from gworld.agents.tree import link_index
 from gworld.capture.boards import parse_board
 from gworld.cli import bind, record
 from gworld.cli.bind_base import FindBase
 from gworld.data.shapes import box, plain
 from gworld.data.simulators import SceneOptions
+from gworld.data.store import EpisodeWriter
 from gworld.dynamics.saved import load_model
 from gworld.errors import InputError, MissingBackendError, UsageError
+from gworld.formats.transforms import write_transforms
 from gworld.formats.world import load_world, save_world
 from gworld.geometry import invert_transform, pose_from_transform, se3_exp
 from gworld.reconstruct.base import LookOptions
 from gworld.reconstruct.coverage import Coverage, load_coverage, save_coverage
 from gworld.scene.cameras import Cameras, look_at
+from gworld.scene.episode import Episode
 from gworld.scene.gaussians import join_gaussians, select_gaussians
+from gworld.scene.views import View, Views
 from gworld.scene.world import World
 from gworld.simulate.learned import open_stepper
 from tests.test_agents_segment import ARM, eyes
@@ -172,3 +179,31 @@ def test_a_base_is_found_in_a_recording(tmp_path: Path, capsys: pytest.CaptureFi
     np.testing.assert_allclose(facts["base"][:3], true[:3], atol=6e-3)
     bound = load_world(tmp_path / "out")
     assert [agent.name for agent in bound.agents] == ["left"] and bound.links[1].name == "left/base"
+
+
+def test_a_base_is_found_by_a_wrist_cameras_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world_at(tmp_path / "w")
+    file = arm_file(tmp_path)
+    file.write_text(ARM.replace('"0 1 0"/><limit', '"1 0 0"/><limit', 1))  # the elbow bends sideways
+    robot = read_robot(file, "arm")
+    times = torch.arange(60, dtype=torch.float64) / 20
+    joints = torch.stack([torch.sin(2 * times), 0.8 * torch.cos(3 * times)], dim=1)
+    with EpisodeWriter(tmp_path / "e") as writer:
+        writer.add(Episode(times, joints={"arm": joints.float()}))
+    truth = se3_exp(torch.tensor([0.3, -0.1, 0.2, 0, 0, 0.5], dtype=torch.float64))
+    mount = se3_exp(torch.tensor([0.05, 0, 0.1, 0, 0.3, 0], dtype=torch.float64))
+    poses = truth @ forward_kinematics(robot, joints)[:, link_index(robot, "fore")] @ mount
+    K = torch.tensor([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]], dtype=torch.float64)
+    views = [View(f"{row:03d}.png", 320, 240, K, poses[row], time=float(times[row])) for row in range(60)]
+    write_transforms(Views(tuple(views), metric=True), tmp_path / "transforms.json")
+    find = FindBase(episodes=tmp_path / "e", views=tmp_path / "transforms.json")
+    options = bind.Options(
+        tmp_path / "w", "arm", tmp_path / "out", robot=file, base="auto", find=find, skin=SKIN, json=True
+    )
+    bind.run(options)
+    facts = json.loads(capsys.readouterr().out)
+    np.testing.assert_allclose(facts["base"], pose_from_transform(truth).tolist(), atol=1e-3)
+    assert "wrist camera" in facts["found_by"]
+    arm_file(tmp_path)  # both joints turn about one axis, which leaves the mount open
+    with pytest.raises(InputError, match="about any second one"):
+        bind.run(replace(options, out=tmp_path / "other"))
