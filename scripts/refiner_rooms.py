@@ -1,7 +1,8 @@
 """The refiner that comes with gworld, made again: pairs of random rooms, and a trained run cut to its weights.
 
 python scripts/refiner_rooms.py pairs runs/rooms --rooms 8
-gworld train refiner --refiner.pairs runs/rooms --refiner.steps 1500 --out runs/refiner
+gworld train refiner --refiner.pairs runs/rooms --refiner.steps 1200 --out runs/refiner   # ended after step 400
+gworld train refiner --refiner.pairs runs/rooms --refiner.steps 720 --out runs/refiner    # goes on from there
 python scripts/refiner_rooms.py ship runs/refiner assets/refiner
 """
 

@@ -27,6 +27,7 @@ BENCHES = {
     "phys_combo": "three to six balls between walls, by a network that was trained on one and two",
     "phys": "laws of motion outside the training range, from pixels to pixels, beside a plain network",
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
+    "refine": "refined film beside raw renders, filters and a plain network, on a scene learned and not learned",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "rollout": "recorded scenes, reconstructed from their films, simulated: pictures up to 192 steps on",

@@ -65,7 +65,8 @@ def train_refiner(
     say(f"learning from {sum(len(pairs) for pairs in sets)} clips")
     done = train(
         model, learn, judge, config, out,
-        lambda step, score: say(f"  step {step}: held out {score:.2f} dB"), _along(options, world),
+        lambda step, score: say(f"  step {step}" + ("" if math.isnan(score) else f": held out {score:.2f} dB")),
+        _along(options, world),
     )  # fmt: skip
     score = done.scores[-1][1] if done.scores else math.nan
     facts = {"held_out_db": None if math.isnan(score) else score, "raw_db": None if math.isnan(done.raw) else done.raw}
@@ -73,7 +74,8 @@ def train_refiner(
         print_json({"run": str(out), "steps": done.steps, "seconds": time.monotonic() - started, **facts})
         return
     say(f"{out}: {done.steps} steps, {time.monotonic() - started:.0f} s")
-    say(f"  held-out views {score:.2f} dB (renders {done.raw:.2f} dB)")
+    if not math.isnan(score):
+        say(f"  held-out views {score:.2f} dB (renders {done.raw:.2f} dB)")
     say(f"next: gworld refine rollout.parquet --world WORLD --refiner {out}")
 
 
