@@ -18,10 +18,12 @@ from gworld.data.simulators_world import scene_world
 from gworld.data.store import open_episodes, read_episode
 from gworld.dynamics.baselines import ConstantVelocity
 from gworld.dynamics.drives import world_drives
+from gworld.dynamics.judge import validate
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.dynamics.recordings import Recordings, gather_recordings, split_recordings
 from gworld.dynamics.saved import save_model
-from gworld.dynamics.train import TrainConfig, train, validate
+from gworld.dynamics.stages_contact import ContactConfig
+from gworld.dynamics.train import TrainConfig, train
 from gworld.formats.world import load_world, save_world
 from gworld.scene.episode import Episode
 from gworld.scene.world import World
@@ -44,10 +46,12 @@ class Effort:
     generated: int = 48
     tests: int = 12
     steps: int = 120
+    alone: int = 300
+    contact: int = 60
     policy: str = "random:2,extreme:2,adversarial:1,expert:1"
 
 
-QUICK = Effort(6, 6, 3, 10, "random:1,extreme:1")
+QUICK = Effort(5, 4, 2, 6, 10, 4, "random:1,extreme:1")
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
@@ -122,8 +126,8 @@ def learn(world: World, episodes: Sequence[Episode], effort: Effort, seed: int) 
     data = gather_recordings([world], list(episodes), world_drives(world))
     part, judge = split_recordings(data, 0.15, torch.Generator().manual_seed(seed))
     model = Dynamics(NetworkConfig(substeps=4, support=True, residual=False, seed=seed))
-    config = TrainConfig(steps=effort.steps, batch=24, horizons=(2, 4, 8), noise=0.0, every=40, seed=seed)
-    train(model, part, judge, replace(config, patience=100))
+    config = TrainConfig(effort.steps, 24, (2, 4, 8), noise=0.0, alone=effort.alone, every=40, patience=100, seed=seed)
+    train(model, part, judge, replace(config, contact=ContactConfig(steps=effort.contact)))
     return model
 
 
