@@ -93,6 +93,7 @@ def run_fit(data: Path, out: Path, steps: int, guests: int) -> FitRun:
                 thread.start()
     used = os.wait4(process.pid, 0)[2]
     process.returncode = 0  # it was waited for already
+    process.stderr.close()
     ended.set()
     for thread in threads:
         thread.join()
