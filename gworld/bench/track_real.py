@@ -41,7 +41,8 @@ SIDE = "234222303707"
 BLOCK_IOU, ROBOT_IOU, DECIBELS, MARGIN = 0.90, 0.85, 3.0, 0.03
 TIP = (0.0, 0.0, -0.1368)
 """The pusher's end in its link (metres)."""
-EVERY = 20
+EVERY, RIM = 20, 7
+"""Every how many instants are judged; twice the width of the block's edge and one (pixels)."""
 STEP, STRIDE = 0.0365, 3
 """Seconds between instants (every other picture), and every how many of them are fitted."""
 
@@ -161,11 +162,17 @@ def _best_states(tracked: Tracked, state: Tensor, before: list[Tensor], level: L
 
 
 def _truth(rgb: Float[Tensor, "H W 3"], level: Level, plates: Plates) -> dict[str, Bool[np.ndarray, "H W"]]:
-    """The block by its orange; the robot by what differs from the plate; where the plate was seen."""
+    """The block by its orange; the robot by what differs from the plate; where the plate was seen.
+
+    Around the block its blurred edge differs from the plate too: that band tells nothing of the robot.
+    """
+    import cv2
+
     red, green, blue = rgb.numpy().transpose(2, 0, 1)
     block = (red > 0.55) & (red - green > 0.25) & (red - blue > 0.3)
     other = in_light(rgb, level.plates[0])[1].numpy() > 0.5
-    return {"block": block, "robot": other & ~block, "seen": plates.known[0]}
+    band = cv2.dilate(block.astype(np.uint8), np.ones((RIM, RIM), np.uint8)) > 0
+    return {"block": block, "robot": other & ~block, "seen": plates.known[0] & (block | ~band)}
 
 
 def _score(
