@@ -13,13 +13,15 @@ import torch
 from gworld.agents.tree import Body, Joint, Skeleton
 from gworld.data.toys import tabletop_world
 from gworld.dynamics.actuation import KINDS, Actuation, Drive, Joints, _approach, chain_poses, joint_values
+from gworld.dynamics.contact import Contacts
+from gworld.dynamics.impulses import Matter, gives_along
 from gworld.dynamics.linkage import Linkage, body_changes, joint_changes
 from gworld.dynamics.network import Dynamics, NetworkConfig, bodies_of
 from gworld.dynamics.recordings import Recordings, cut_batch
 from gworld.dynamics.rollout import predict_poses, roll_motion
 from gworld.dynamics.stages import fit_alone
 from gworld.dynamics.state import still_motion
-from gworld.dynamics.support import Grounded
+from gworld.dynamics.support import Grounded, lifted
 from gworld.dynamics.tokens import Agent, compile_scene
 from gworld.geometry import transform_from_pose
 from gworld.scene.world import ActionSpec
@@ -209,6 +211,22 @@ def test_a_push_on_a_link_moves_its_chain_and_joint_work_is_kept() -> None:
     at_links = (speed * impulse + spin * twist).view(2, -1).sum(1)
     at_joints = (joint_changes(linkage, impulse, twist) * rates).sum(1)
     assert torch.allclose(at_links, at_joints, atol=1e-4)
+
+
+def test_what_is_drawn_up_by_more_than_its_weight_no_longer_lies() -> None:
+    up = torch.tensor([0.0, 0.0, 1.0]).expand(3, 3)
+    grounded = Grounded(torch.tensor([False, True, True]), up)
+    rows, zero = torch.tensor([1, 1, 2]), torch.zeros(3, 3)
+    none = torch.zeros(3, dtype=torch.int64)
+    contacts = Contacts(rows, none, torch.eye(3)[[0, 0, 0]], zero, zero, torch.zeros(3), torch.zeros(3))
+    matter = Matter(torch.tensor([0.0, 2.0, 2.0]), torch.zeros(3, 3, 3), grounded.lies, up, torch.ones(3))
+    fall = torch.tensor([0.0, 0.0, -0.5]).expand(3, 3)
+    draws = torch.tensor([[0.7, 0.0, 0.2], [-0.7, 0.0, 0.2], [0.7, 0.0, 0.2]])  # pinched from both sides, and from one
+    after = lifted(grounded, contacts, draws, fall, matter)
+    assert after.lies.tolist() == [False, False, True]
+    slanted = torch.tensor([[0.6, 0.0, 0.8]]).expand(3, 3)
+    assert gives_along(matter, rows, slanted).numpy() == pytest.approx(2.0 * 0.36)
+    assert gives_along(replace(matter, lies=after.lies), rows, slanted).numpy() == pytest.approx([2.0, 2.0, 0.72])
 
 
 def slider() -> Skeleton:

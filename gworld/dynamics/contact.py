@@ -108,7 +108,8 @@ def near_pairs(
 ) -> Candidates:
     """Every pair and half-space that may be met within `seconds`, however bodies turn and are struck meanwhile.
 
-    Agents' links meet half-spaces only where a joint of the `linkage` moves them along its normal.
+    Agents' links meet half-spaces that face up only, where a joint of the `linkage` moves them along the normal: the
+    rim of a table is a half-space for what lies on it, but arms reach over it.
     """
     worlds, links = scene.solid.shape
     place = bodies.place.detach().view(worlds, links, 3)
@@ -142,7 +143,8 @@ def _moves_along(scene: Scene, linkage: Linkage | None) -> Bool[Tensor, "W L Q"]
     reach = linkage.reach.detach().view(*scene.solid.shape, 6, -1)
     along = torch.einsum("wlkv,wqk->wlqv", reach[:, :, :3], scene.planes[..., :3]).abs().amax(-1)
     turning = reach[:, :, 3:].abs().amax(dim=(-1, -2))[..., None]
-    return free | ((torch.maximum(along, turning) > 1e-6) & scene.present[..., None])
+    floor = ((scene.planes[..., :3] * -scene.down[:, None]).sum(-1) > 0.98)[:, None]
+    return free | ((torch.maximum(along, turning) > 1e-6) & scene.present[..., None] & floor)
 
 
 def find_contacts(

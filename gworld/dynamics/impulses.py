@@ -23,7 +23,8 @@ from gworld.dynamics.linkage import Linkage, body_changes, ease_at, joint_change
 class Matter:
     """How bodies resist and respond: inverse masses [N], inverse inertias [N,3,3] in body axes (0: moved by others).
 
-    Bodies that lie [N] on something with the normal up [N,3] turn about that alone, as easily as `ease_up` [N] says.
+    Bodies that lie [N] on something with the normal up [N,3] move across it and turn about it alone, as easily as
+    `ease_up` [N] says.
     Links of agents have no mass here: they give way as the `linkage` of their joints does.
     """
 
@@ -101,11 +102,23 @@ def spread_impulses(
     twist = zero.index_add(0, a, torch.linalg.cross(contacts.arm_a, impulse))
     twist = twist.index_add(0, b, -torch.linalg.cross(contacts.arm_b, impulse))
     speed, spin = total * matter.inverse_mass[:, None], (spun @ twist[..., None])[..., 0]
+    if matter.lies is not None and matter.up is not None:
+        off = (speed * matter.up).sum(-1, keepdim=True) * matter.up
+        speed = torch.where(matter.lies[:, None], speed - off, speed)
     if matter.linkage is None:
         return Changes(speed, spin)
     rates = joint_changes(matter.linkage, total, twist)
     driven = body_changes(matter.linkage, rates)
     return Changes(speed + driven[0], spin + driven[1], rates)
+
+
+def gives_along(matter: Matter, row: Tensor, normal: Tensor) -> Float[Tensor, " Q"]:
+    """Inverse masses of bodies along normals: what lies does not give way into what it lies on."""
+    weight = matter.inverse_mass[row]
+    if matter.lies is None or matter.up is None:
+        return weight
+    across = 1.0 - (matter.up[row] * normal).sum(-1).square()
+    return torch.where(matter.lies[row], weight * across.clamp_min(0.0), weight)
 
 
 def _sharers(bodies: Bodies, matter: Matter, contacts: Contacts) -> Float[Tensor, " N"]:
@@ -133,7 +146,8 @@ def _ease(matter: Matter, spun: Tensor, row: Tensor, arm: Tensor, normal: Tensor
     lever = torch.linalg.cross(arm, normal)
     turning = (lever * (spun[row] @ lever[..., None])[..., 0]).sum(-1)
     most = spun.diagonal(dim1=-2, dim2=-1).sum(-1)[row]
-    ease, slip = matter.inverse_mass[row] + turning, matter.inverse_mass[row] + (arm * arm).sum(-1) * most
+    ease = gives_along(matter, row, normal) + turning
+    slip = matter.inverse_mass[row] + (arm * arm).sum(-1) * most
     if matter.linkage is None:
         return ease, slip
     reach, gives = point_reach(matter.linkage, row, arm), ease_at(matter.linkage, row)

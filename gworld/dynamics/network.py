@@ -247,14 +247,16 @@ class Dynamics(nn.Module):
         """What contacts change: velocities at the end of the substep, places by then, and who lies on after it, when
         `weight` [N,3] alone would change velocities so."""
         response = self.respond(scene, told.nature, bodies, contacts, told.seconds)
-        impulse, press = solve_contacts(bodies, told.matter, contacts, response, self.config.sweeps)
+        matter, grounded = told.matter, told.grounded
+        impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
+        if grounded is not None and matter.linkage is not None:
+            after = lifted(grounded, contacts, impulse, weight, matter)
+            if not torch.equal(after.lies, grounded.lies):  # once more, with those free that are drawn up
+                grounded, matter = after, lying(scene, matter, after, bodies)
+                impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
         left = (told.seconds - contacts.when)[:, None]
-        now = spread_impulses(bodies, told.matter, contacts, impulse)
-        grounded = told.grounded
-        if grounded is not None and told.matter.linkage is not None:
-            hold = response.friction * press
-            grounded = lifted(grounded, contacts, hold, now.speed, weight, told.matter)
-        return now, spread_impulses(bodies, told.matter, contacts, impulse * left), grounded
+        now = spread_impulses(bodies, matter, contacts, impulse)
+        return now, spread_impulses(bodies, matter, contacts, impulse * left), grounded
 
     def respond(self, scene: Scene, nature: Nature, bodies: Bodies, contacts: Contacts, seconds: float) -> Response:
         """Restitution and friction of contacts; what rests against a push does not bounce."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.dynamics.contact import Overlaps
-from gworld.dynamics.impulses import Matter
+from gworld.dynamics.impulses import Matter, gives_along
 from gworld.dynamics.linkage import Linkage, ease_at, point_reach
 from gworld.dynamics.support import Grounded, keep_flat
 from gworld.dynamics.tokens import Scene
@@ -29,7 +29,7 @@ def separate(
     if len(rows) == 0:
         return place, None
     a, b = overlaps.a[rows], overlaps.b[rows]
-    weight_a, weight_b = matter.inverse_mass[a], matter.inverse_mass[b]
+    weight_a, weight_b = (gives_along(matter, each, overlaps.normal[rows]) for each in (a, b))
     link = matter.linkage
     if link is not None:
         along_a, gives_a = _give(link, a, overlaps.arm_a[rows], overlaps.normal[rows])

@@ -75,15 +75,13 @@ class Support(nn.Module):
         return Grounded(free & low & ~rising, up)
 
 
-def lifted(
-    grounded: Grounded, contacts: Contacts, hold: Tensor, speed: Tensor, fall: Tensor, matter: Matter
-) -> Grounded:
-    """Who still lies when contacts change velocities by `speed` [N,3]: not what is drawn up by contacts that can hold
-    its weight, `hold` [Q] being the friction of each and `fall` [N,3] what weight does to a velocity meanwhile."""
-    rises = (speed * grounded.up).sum(-1) > 1e-4
-    weight = -(fall * grounded.up).sum(-1) / matter.inverse_mass.clamp_min(1e-9)
-    held = torch.zeros_like(weight).index_add(0, contacts.a, hold).index_add(0, contacts.b, hold)
-    return replace(grounded, lies=grounded.lies & ~(rises & (held > weight)).detach())
+def lifted(grounded: Grounded, contacts: Contacts, impulse: Tensor, fall: Tensor, matter: Matter) -> Grounded:
+    """Who still lies under impulses [Q,3] on the contacts: not what they draw up by more than its weight, `fall` [N,3]
+    being what that alone would do to a velocity meanwhile."""
+    along = torch.zeros_like(grounded.up).index_add(0, contacts.a, impulse).index_add(0, contacts.b, -impulse)
+    drawn = (along * grounded.up).sum(-1) * matter.inverse_mass
+    weight = -(fall * grounded.up).sum(-1)
+    return replace(grounded, lies=grounded.lies & ~(drawn > weight.clamp_min(0.0) + 1e-3).detach())
 
 
 def keep_flat(grounded: Grounded | None, part: Tensor) -> Tensor:
