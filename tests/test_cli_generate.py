@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_workers_killed_or_not_make_the_same_store(folder: Path, whole: Path, tm
     out, rng = tmp_path / "store", random.Random(3)
     command = [sys.executable, "-m", "gworld", "generate", "--world", str(folder), "--out", str(out), *SMALL]
     command += ["--episodes", "9", "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "GWORLD_TEST_TOKEN": uuid.uuid4().hex}
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
     wanted = rng.randint(1, 6)
     while process.poll() is None and (len(open_episodes(out)) if (out / "index.jsonl").exists() else 0) < wanted:
@@ -83,8 +84,25 @@ def test_workers_killed_or_not_make_the_same_store(folder: Path, whole: Path, tm
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 1 <= len(open_episodes(out)) <= 9
+    assert end_of(environment["GWORLD_TEST_TOKEN"]), "workers end with the run"
     assert main(command[3:]) == 0
     equal(open_episodes(out), open_episodes(whole))
+
+
+def end_of(token: str) -> bool:
+    """Whether, after a while, no process is left that was started with this in its environment."""
+    for _ in range(300):
+        left = 0
+        for place in Path("/proc").iterdir():
+            try:
+                if place.name.isdigit() and int(place.name) != os.getpid():
+                    left += token.encode() in (place / "environ").read_bytes()
+            except OSError:
+                continue
+        if not left:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_a_lost_worker_costs_nothing(folder: Path, whole: Path, tmp_path: Path) -> None:

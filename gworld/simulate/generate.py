@@ -105,7 +105,7 @@ def recipe_digest(recipe: Recipe) -> str:
     """Twelve letters that change with anything that changes what is generated; not with where files lie."""
     plain = mapping_from(recipe)
     plain["world"] = gaussians_hash(recipe.world) + _hash(recipe.world / "world.json")
-    plain["dynamics"] = [_hash(_manifest(place)) for place in recipe.dynamics]
+    plain["dynamics"] = [_hash(_manifest(place)) for place in recipe.dynamics]  # `world.json` names bound ones by hash
     for guest, found in zip(plain["variation"]["add"], recipe.variation.add, strict=True):
         guest["world"] = gaussians_hash(found.world)
     plain["variation"]["background"]["worlds"] = [gaussians_hash(w) for w in recipe.variation.background.worlds]

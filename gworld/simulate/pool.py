@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ class Workers:
     def __init__(self, recipe: Recipe, parts: Path, count: int = 2) -> None:
         self.recipe, self.parts, self.count = recipe, parts, count
         self._pool: ProcessPoolExecutor | None = None
+        self._alive: Connection | None = None  # closes with this process; workers wait for that
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Path | GWorldError]]:
         """Make the jobs, whichever is done first coming first; what a lost worker had begun is made again."""
@@ -72,7 +74,7 @@ class Workers:
         """End the processes."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+            self._pool, self._alive = None, None
 
     def _open(self) -> ProcessPoolExecutor:
         """The pool; processes fork from one that has everything imported, where the system can do that."""
@@ -81,22 +83,24 @@ class Workers:
             context = multiprocessing.get_context(method)
             if method == "forkserver":
                 context.set_forkserver_preload(["gworld.simulate.pool"])
-            self._pool = ProcessPoolExecutor(self.count, context, _begin, (self.recipe, self.parts))
+            ending, self._alive = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, (self.recipe, self.parts, ending))
         return self._pool
 
 
-def _begin(recipe: Recipe, parts: Path) -> None:
-    """Set up a worker process: one thread, and an end when whoever started it has ended."""
+def _begin(recipe: Recipe, parts: Path, ending: Connection) -> None:
+    """Set up a worker process: one thread, and an end when the process that wants its episodes has ended."""
     global _maker
-    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch, args=(ending,), daemon=True).start()
     torch.set_num_threads(1)
     os.environ["GWORLD_THREADS"] = "1"
     _maker = Maker(recipe, parts / f"worker-{os.getpid()}")
 
 
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _watch(ending: Connection) -> None:
+    """Wait for the end of the pipe, which comes however the other process ends; then end too."""
+    with contextlib.suppress(EOFError, OSError):
+        ending.recv_bytes()
     os._exit(1)
 
 
