@@ -19,6 +19,8 @@ BENCHES = {
     "follow": "two agents push or grasp objects: any actions followed, beside baselines and the true simulator",
     "agents": "three and four agents, by a network that was trained on two",
     "attrib": "one agent's actions exchanged: what changes lies where it could act",
+    "inverse": "what both agents did, from two frames, beside the mean action and kinematics",
+    "uncertain": "90 % intervals of predictions: how many held-out errors lie within",
     "formats": "read, write and convert a million Gaussians, beside numpy and splat-transform",
     "render_gpu": "the CUDA backends on a GPU: agreement, speed and memory beside gsplat",
     "attr": "appearance edits change no motion; a reshaped object moves alike until it touches",

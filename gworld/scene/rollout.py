@@ -19,7 +19,8 @@ class Rollout:
 
     times [T] float64 seconds, strictly increasing; link_poses [T,L,7] float32 `x y z qw qx qy qz` (metres, world from
     link) with `link_names` in the same order; actions maps an agent's name to [T,A] in its own units, NaN where
-    unknown; seeds are those that drew the randomness; `renderer` names what rendered it, `world` where it came from.
+    unknown; seeds are those that drew the randomness; `renderer` names what rendered it, `world` where it came from;
+    `link_std` [T,L] metres, where the model tells it, is the standard deviation (per axis) of each link's place.
     """
 
     times: Float[Tensor, " T"]
@@ -29,6 +30,7 @@ class Rollout:
     seeds: tuple[int, ...] = ()
     renderer: str = ""
     world: str = ""
+    link_std: Float[Tensor, "T L"] | None = None
 
     def __post_init__(self) -> None:
         count, links = len(self.times), len(self.link_names)
@@ -47,6 +49,10 @@ class Rollout:
             )
         if not bool(torch.isfinite(self.link_poses).all()):
             raise InputError("Rollout.link_poses holds NaN or infinity; finite poses are needed.")
+        if self.link_std is not None:
+            told = tuple(self.link_std.shape) == (count, links) and bool(torch.isfinite(self.link_std).all())
+            if not told or bool((self.link_std < 0).any()):
+                raise InputError(f"Rollout.link_std is not [{count}, {links}] finite numbers >= 0, as is needed.")
         for agent, values in self.actions.items():
             if values.ndim != 2 or len(values) != count:
                 raise InputError(f"Rollout.actions[{agent!r}] has shape {list(values.shape)}; [{count}, A] is needed.")
@@ -78,7 +84,8 @@ def resample_rollout(rollout: Rollout, times: Float[Tensor, " S"]) -> Rollout:
     held = torch.searchsorted(rollout.times, times, right=True).sub(1).clamp(0, len(rollout) - 1)
     poses = torch.stack([poses_at(rollout, float(time)) for time in times])
     actions = {agent: values[held] for agent, values in rollout.actions.items()}
-    return replace(rollout, times=times, link_poses=poses, actions=actions)
+    std = None if rollout.link_std is None else rollout.link_std[held]
+    return replace(rollout, times=times, link_poses=poses, actions=actions, link_std=std)
 
 
 def link_motion(rollout: Rollout, link: str) -> Float[Tensor, "T 7"]:
