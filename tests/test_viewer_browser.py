@@ -269,7 +269,7 @@ def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, ask
     other.get_by_text("yaw/position [rad]").first.wait_for(timeout=20_000)
     before = settled(page)
     type_into(other, "y/velocity [m/s]", "-0.4")
-    type_into(page, "yaw/position [rad]", "-1.5")
+    type_into(page, "elbow/position [rad]", "-1.2")
     until(lambda: (gone := moved(before, spots(page)))["cart"] > 15 and gone["left"] > 3)
     other.close()
     page.get_by_role("button", name="Reset").click()
