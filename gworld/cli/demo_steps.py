@@ -90,7 +90,7 @@ def reconstruct_scene(recording: Recording, out: Path, effort: float) -> dict[st
     """Bind, fit to the scans' films, and save OUT/world."""
     bound, robots = bind_scene(recording)
     episodes = [recording.episode(number) for number in recording.scan]
-    footage = read_footage(bound, episodes, 5 if effort > 0.5 else 2)
+    footage = read_footage(bound, episodes, 5)
     static = FitOptions(steps=max(1, round(700 * effort)), gaussians=12_000, sh_degree=0, hold_out=0, score_every=0)
     options = MovingOptions(static, steps=max(1, round(600 * effort)), spacing=0.012)
     told = _teller()
