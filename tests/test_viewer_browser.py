@@ -206,6 +206,7 @@ def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None
 
 
 def test_keys_that_are_held_drive_the_vehicle(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Drive").click()
     before, poses = settled(page), viewer.stage.poses.copy()
     page.mouse.click(300, 560)
     page.keyboard.down("i")
@@ -220,6 +221,7 @@ def test_keys_that_are_held_drive_the_vehicle(page: Any, viewer: Viewer) -> None
 
 
 def test_the_other_branch_is_shown_as_a_ghost(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Drive").click()
     press(page, "Reset")
     until(lambda: driver_of(viewer).time < 1.0)
     open_folder(page, "Record and branch")
@@ -264,9 +266,11 @@ def press(page: Any, label: str) -> None:
 
 
 def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:
+    page.get_by_role("tab", name="Drive").click()
     other = open_page(browser, viewer.gate.address, asked, {"width": 940, "height": 520})
     other.get_by_role("tab", name="Drive").click(timeout=20_000)
     other.get_by_text("yaw/position [rad]").first.wait_for(timeout=20_000)
+    viewer.do(lambda: viewer.run_live(True))
     before = settled(page)
     type_into(other, "y/velocity [m/s]", "-0.4")
     type_into(page, "elbow/position [rad]", "-1.2")
