@@ -222,6 +222,7 @@ def test_keys_that_are_held_drive_the_vehicle(page: Any, viewer: Viewer) -> None
 
 def test_the_other_branch_is_shown_as_a_ghost(page: Any, viewer: Viewer) -> None:
     page.get_by_role("tab", name="Drive").click()
+    viewer.do(lambda: viewer.run_live(True))
     press(page, "Reset")
     until(lambda: driver_of(viewer).time < 1.0)
     open_folder(page, "Record and branch")
