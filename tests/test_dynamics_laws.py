@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gworld.data.laws import DT, draw_trials, law_episode, law_world
+from gworld.dynamics.judge import validate
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.dynamics.recordings import cut_batch, gather_recordings, split_recordings
 from gworld.dynamics.rollout import predict_poses, roll_motion, roll_out
 from gworld.dynamics.state import motion_from_poses, motion_from_states
 from gworld.dynamics.tokens import Scene, compile_scene, scene_to
-from gworld.dynamics.judge import validate
 from gworld.dynamics.train import TrainConfig, train
 from gworld.scene.world import World, WorldState
 

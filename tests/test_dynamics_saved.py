@@ -12,9 +12,9 @@ from gworld.bench.phys_models import law_recordings
 from gworld.cli import main as cli
 from gworld.data.laws import draw_trials
 from gworld.dynamics.baselines import ConstantVelocity, Copy, Plain, PlainConfig
+from gworld.dynamics.judge import validate
 from gworld.dynamics.network import Dynamics
 from gworld.dynamics.saved import load_model, save_model
-from gworld.dynamics.judge import validate
 from gworld.errors import InputError, UsageError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "dynamics"

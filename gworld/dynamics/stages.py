@@ -129,6 +129,8 @@ def fit_drives(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> i
 def fit_fall(model: Dynamics, data: Recordings, room: Tensor) -> int:
     """Set the fall to what objects do that touch and lie on nothing; returns on how many instants."""
     scene = data.scene
+    if scene.planes.shape[-2] == 0:
+        return 0
     floor = (scene.planes[..., :3] * -scene.down[:, None]).sum(-1) > 0.98
     level = torch.where(floor, scene.planes[..., 3], torch.full_like(scene.planes[..., 3], -FAR)).amax(-1)
     if not bool((level > -FAR).all()):
