@@ -33,7 +33,7 @@ BENCHES = {
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "rollout": "recorded scenes, reconstructed from their films, simulated: pictures up to 192 steps on",
-    "recall": "look away and return: the same view again, bit for bit",
+    "recall": "look away and return: how much the view is the same again",
     "offview": "things that one agent moves while nobody looks are where it put them",
     "plan": "two agents push by planning in the model, acted out in the true simulator",
     "rank": "policies judged in the model and in the true simulator from the same starts",

@@ -1,4 +1,4 @@
-"""Looking away and back: what was seen first is there again, bit for bit, and still looks like the true scene."""
+"""Looking away and back: how far what was seen first is there again, and still looks like the true scene."""
 
 from __future__ import annotations
 
