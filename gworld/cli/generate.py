@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gworld.cli.options import print_json, say
+from gworld.cli.options import print_json, say, ticker
 from gworld.errors import UsageError
 from gworld.simulate.plausible import Limits
 from gworld.simulate.starts import StartOptions
@@ -101,7 +100,7 @@ def run(options: Options) -> None:
     begin = time.monotonic()
     backend = _backend(options, recipe, options.out / PARTS)
     try:
-        found = produce(recipe, plan, options.out, backend, _ticker(options.episodes, begin))
+        found = produce(recipe, plan, options.out, backend, ticker("generate", options.episodes, begin))
     finally:
         getattr(backend, "close", lambda: None)()
     seconds = time.monotonic() - begin
@@ -156,19 +155,3 @@ def facts_of(options: Options, found: Produced, seconds: float) -> dict[str, Any
         "coverage": found.tally.coverage(),
         "distinct": found.tally.distinct(),
     }
-
-
-def _ticker(count: int, begin: float) -> Callable[[int], None]:
-    """Prints a plain line of progress, at most every five seconds."""
-    from gworld.runlog import progress_line
-
-    last = begin
-
-    def tick(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 5.0:
-            last = now
-            say(progress_line("generate", done, count, now - begin))
-
-    return tick

@@ -8,7 +8,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -62,6 +63,22 @@ def print_json(value: Any) -> None:
 def say(text: str = "") -> None:
     """Print a line for people on stderr, so that stdout stays clean for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def ticker(label: str, count: int, begin: float) -> Callable[[int], None]:
+    """A function that prints a plain line of progress, at most every five seconds; `begin` by `time.monotonic`."""
+    from gworld.runlog import progress_line
+
+    last = begin
+
+    def tick(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 5.0:
+            last = now
+            say(progress_line(label, done, count, now - begin))
+
+    return tick
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], str | None]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from gworld.cli.options import print_json, say
+from gworld.cli.options import print_json, say, ticker
 from gworld.data.simulators import SceneOptions
 from gworld.errors import UsageError
 
@@ -68,7 +67,7 @@ def run(options: Options) -> None:
         simulation.draw(0)  # so that a machine without OpenGL says so before anything is made
     begin, made, steps, skipped = time.monotonic(), 0, 0, 0
     results: list[bool | None] = []
-    tick = _ticker(options.episodes, begin)
+    tick = ticker("record", options.episodes, begin)
     with EpisodeWriter(options.out) as writer:
         known = writer.keys
         for number in range(options.episodes):
@@ -171,19 +170,3 @@ def _report(
         f"{steps / max(seconds, 1e-9):.0f} steps/s{frames}), {sum(judged)} of {len(judged)} reached their goals{before}"
     )
     say(f"next: gworld info {options.out} --thumbnail sheet.png")
-
-
-def _ticker(count: int, begin: float) -> Callable[[int], None]:
-    """Prints a plain line of progress, at most every five seconds."""
-    from gworld.runlog import progress_line
-
-    last = begin
-
-    def tick(done: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 5.0:
-            last = now
-            say(progress_line("record", done, count, now - begin))
-
-    return tick
