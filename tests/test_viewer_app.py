@@ -1,4 +1,4 @@
-"""What the viewer shows and does, without a browser: clouds, clock, driving, recordings, the loop, the export."""
+"""What the viewer does, without a browser: driving, recordings, the loop, branches, visitors, keys, the export."""
 
 from __future__ import annotations
 
