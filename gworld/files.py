@@ -21,6 +21,8 @@ from typing import IO, Any
 from gworld.errors import InputError, ResourceError, UsageError
 
 MAX_JSON_BYTES = 256 << 20
+LONGEST_NAME = 255
+"""Bytes that file systems take for the name of a file."""
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)$")
 _CGROUP = Path("/sys/fs/cgroup")
 _UNWRITABLE = (
@@ -117,9 +119,12 @@ def sweep_temporaries(folder: str | Path) -> int:
 def safe_join(root: str | Path, name: str) -> Path:
     """`root / name`, if that stays inside `root`.
 
-    Raises `InputError` for absolute names, drive letters, `..`, backslashes, NUL bytes and links that lead outside.
+    Raises `InputError` for absolute names, drive letters, `..`, backslashes, NUL bytes, links that lead outside, and
+    names longer than file systems take.
     """
     pure = PurePosixPath(name)
+    if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_NAME for part in pure.parts):
+        raise InputError(f"the name {name[:40]!r}... has {len(name)} characters; at most {LONGEST_NAME} are possible.")
     bad = not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts
     if bad or PureWindowsPath(name).drive:
         raise InputError(f"the name {name!r} leads outside its folder; plain relative names are needed.")

@@ -61,6 +61,13 @@ def test_safe_join_refuses_ways_out(tmp_path: Path, name: str) -> None:
         files.safe_join(tmp_path / "root", name)
 
 
+def test_safe_join_refuses_names_no_file_can_have(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at most 255") as caught:
+        files.safe_join(tmp_path, "front.mp4" * 3000)
+    assert len(str(caught.value)) < 200
+    assert files.safe_join(tmp_path, "/".join(["a" * 200] * 3)).parent.parent.parent == tmp_path
+
+
 @given(st.text(max_size=40))
 def test_safe_join_never_leaves_its_root(name: str) -> None:
     root = Path("/nonexistent/root")

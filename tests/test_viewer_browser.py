@@ -322,6 +322,7 @@ def test_points_are_picked_and_a_box_is_cut(page: Any, viewer: Viewer) -> None:
     count = len(viewer.world.gaussians)
     press(page, "Keep what is inside")
     until(lambda: len(viewer.world.gaussians) < count)
+    until(lambda: page.get_by_role("button", name="Undo").is_enabled())
     press(page, "Undo")
     until(lambda: len(viewer.world.gaussians) == count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -33,8 +34,10 @@ IDLE = (sys.executable, "-c", "import time; time.sleep(60)")
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
     with Watched(tmp_path / "run", command=IDLE) as found:
         yield found
+    signal.signal(signal.SIGINT, before)
 
 
 def counting(watched: Watched, steps: list[int], resumes: list[bool], end: int = 30) -> int:
