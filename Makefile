@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 
 test: dev peers
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered --sort=cover | tail -n 40
 	@echo "make test: ok in $(TOOK)"
 

@@ -72,6 +72,18 @@ def test_nothing_drifts_without_action(pushed: tuple[Recordings, Dynamics]) -> N
     assert torch.isfinite(last.world_from_link).all()
 
 
+def test_a_table_found_a_little_askew_and_high_throws_nothing(pushed: tuple[Recordings, Dynamics]) -> None:
+    data, model = pushed
+    batch = cut_batch(data, torch.tensor([[0, 2]]), 1)
+    floor = torch.tensor([9e-5, -1e-4, 1.0, 1.4e-3])  # as fits to pictures find it: things begin within it
+    scene = replace(batch.scene, planes=floor.expand(1, 1, 4))
+    null = {name: torch.zeros(1, 10, 2) for name in batch.actions}
+    with torch.no_grad():
+        *_, last = roll_motion(model, scene, batch.start, null, 10, data.drives)
+    moved = (last.world_from_link - batch.start.world_from_link)[0, 5:, :3, 3]
+    assert moved.norm(dim=-1).max() < 5e-3
+
+
 def test_an_action_enters_at_its_step_and_through_its_own_agent(pushed: tuple[Recordings, Dynamics]) -> None:
     data, model = pushed
     batch = cut_batch(data, torch.tensor([[0, 4]]), 8)

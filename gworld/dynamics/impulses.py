@@ -18,6 +18,9 @@ from torch import Tensor
 from gworld.dynamics.contact import Bodies, Contacts, rate_at
 from gworld.dynamics.linkage import Linkage, body_changes, ease_at, joint_changes, point_reach
 
+LEVEL = 1e-3
+"""Squared sine of the angle between two normals below which they are one."""
+
 
 @dataclass(frozen=True)
 class Matter:
@@ -118,7 +121,8 @@ def gives_along(matter: Matter, row: Tensor, normal: Tensor) -> Float[Tensor, " 
     if matter.lies is None or matter.up is None:
         return weight
     across = 1.0 - (matter.up[row] * normal).sum(-1).square()
-    return torch.where(matter.lies[row], weight * across.clamp_min(0.0), weight)
+    across = torch.where(across > LEVEL, across, 0.0)  # rounding alone would let it give way, and then without bounds
+    return torch.where(matter.lies[row], weight * across, weight)
 
 
 def _sharers(bodies: Bodies, matter: Matter, contacts: Contacts) -> Float[Tensor, " N"]:

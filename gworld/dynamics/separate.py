@@ -40,7 +40,9 @@ def separate(
     count = torch.zeros_like(matter.inverse_mass).index_add(0, group[a], ones).index_add(0, group[b], ones)
     count_a, count_b = count[group[a]], count[group[b]]
     most = torch.maximum(torch.where(weight_a > 0, count_a, ones), torch.where(weight_b > 0, count_b, ones))
-    step = (overlaps.depth[rows] - 0.5 * slack[rows]) / (weight_a + weight_b).clamp_min(1e-12) / most
+    weight = weight_a + weight_b
+    step = (overlaps.depth[rows] - 0.5 * slack[rows]) / weight.clamp_min(1e-12) / most
+    step = torch.where(weight > 0, step, 0.0)  # what gives way along no normal stays where it is
     push = (step[:, None] * overlaps.normal[rows]).detach()
     apart = torch.zeros_like(place).index_add(0, a, push * matter.inverse_mass[a, None])
     place = place + keep_flat(grounded, apart.index_add(0, b, -push * matter.inverse_mass[b, None]))
