@@ -67,6 +67,7 @@ def solve_contacts(
     ease_a, slip_a = _ease(matter, spun, a, arm_a, normal)
     ease_b, slip_b = _ease(matter, spun, b, arm_b, normal)
     ease, slip = ease_a * count[a] + ease_b * count[b], slip_a * count[a] + slip_b * count[b]
+    gives = ease > LEVEL * slip  # else nothing moves along the normal, and no impulse would ever be enough
     free = rate = rate_at(bodies, contacts)
     wanted = -response.restitution * (rate * normal).sum(-1).clamp_max(0.0)
     press = torch.zeros_like(ease)
@@ -84,7 +85,7 @@ def solve_contacts(
             change = change - told.speed[b] - torch.linalg.cross(told.spin[b], arm_b)
             rate = free + change
         speed = (rate * normal).sum(-1)
-        press = (begin + (wanted - speed) / ease.clamp_min(1e-12)).clamp_min(0.0)
+        press = torch.where(gives, (begin + (wanted - speed) / ease.clamp_min(1e-12)).clamp_min(0.0), 0.0)
         if rubs:
             sliding = rate - speed[:, None] * normal
             drag = begin_drag - sliding / slip.clamp_min(1e-12)[:, None]
