@@ -15,20 +15,25 @@ from gworld.data.laws import DT, LawOptions, draw_trials, law_episode, law_world
 from gworld.dynamics.inverse import between_frames, infer_actions, usual_actions
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.dynamics.recordings import Recordings, gather_recordings
+from gworld.dynamics.saved import load_calibration, save_model
 from gworld.dynamics.state import motion_from_poses
 from gworld.dynamics.uncertainty import (
+    KEY,
     NINETY,
     Calibration,
     SpreadConfig,
     calibrate,
+    calibration_from,
     deviations,
     foretell_windows,
-    load_calibration,
     roll_out_surely,
-    save_calibration,
 )
-from gworld.errors import InputError
+from gworld.errors import InputError, UsageError
 from gworld.scene.world import WorldState
+from gworld.simulate.engine import Engine, EngineOptions
+from gworld.simulate.files import read_rollout, write_rollout
+from gworld.simulate.learned import Learned
+from gworld.simulate.run import run_engine
 
 
 def balls(seed: int) -> Recordings:
@@ -67,8 +72,8 @@ def test_a_rollout_tells_its_deviations_and_moves_as_without(tmp_path: Path) -> 
     first = motion_from_poses(law_episode(trial).link_poses[None, :3], DT)
     state = WorldState(first.world_from_link[0], first.twists[0], torch.zeros(0, 3, 7))
     told = Calibration((0.5, 1.0), ((1.0, 1.0), (1.5, 3.0), (0.5, 0.5)), SpreadConfig(copies=2))
-    save_calibration(tmp_path / "sure.json", told)
-    told = load_calibration(tmp_path / "sure.json")
+    save_model(known_laws(), tmp_path / "sure", told=told)
+    assert load_calibration(tmp_path / "sure") == told
     rollout, end = roll_out_surely(known_laws(), world, state, {}, 12, DT, told)
     assert rollout.link_std is not None and rollout.link_std.shape == (13, 3)
     assert (rollout.link_std[0] == 0).all() and (rollout.link_std[1:, 1:] > 0).all()
@@ -77,11 +82,34 @@ def test_a_rollout_tells_its_deviations_and_moves_as_without(tmp_path: Path) -> 
         replace(rollout, link_std=-rollout.link_std)
 
 
-def test_a_damaged_calibration_is_refused(tmp_path: Path) -> None:
-    for text in ('{"seconds": [1.0]}', '{"seconds": [1.0], "factors": [[1]], "config": {}}', "[]"):
-        (tmp_path / "bad.json").write_text(text)
+def test_a_damaged_calibration_is_refused() -> None:
+    assert calibration_from({}) is None
+    for told in ({"seconds": [1.0]}, {"seconds": [1.0], "factors": [[1]], "config": {}}, [], "sure"):
         with pytest.raises(InputError):
-            load_calibration(tmp_path / "bad.json")
+            calibration_from({KEY: told})
+
+
+def test_a_simulation_tells_how_sure_it_is_and_moves_as_without(tmp_path: Path) -> None:
+    trial = draw_trials("collision", 1, 0)[0]
+    world = law_world(trial)
+    first = motion_from_poses(law_episode(trial).link_poses[None, :3], DT)
+    state = WorldState(first.world_from_link[0], first.twists[0], torch.zeros(0, 3, 7))
+    told = Calibration((0.5, 1.0), ((1.0, 1.0), (1.5, 3.0), (0.5, 0.5)), SpreadConfig(copies=2))
+    stepper = Learned(world, known_laws(), DT, calibration=told)
+    engine = Engine(world, stepper, EngineOptions(step=DT))
+    runs = []
+    for sure in (False, True):
+        engine.reset(0, state)
+        runs.append(run_engine(engine, lambda _: {}, 12, deviations=sure).rollouts[0])
+    assert torch.equal(runs[0].link_poses, runs[1].link_poses) and runs[0].link_std is None
+    beside, _ = roll_out_surely(known_laws(), world, state, {}, 12, DT, told)
+    assert runs[1].link_std is not None and beside.link_std is not None
+    assert torch.allclose(runs[1].link_std, beside.link_std, rtol=1e-4)
+    write_rollout(runs[1], tmp_path / "sure.parquet")
+    again = read_rollout(tmp_path / "sure.parquet")
+    assert again.link_std is not None and torch.equal(again.link_std, runs[1].link_std)
+    with pytest.raises(UsageError, match="calibrated"):
+        run_engine(Engine(world, Learned(world, known_laws(), DT)), lambda _: {}, 1, deviations=True)
 
 
 def test_moves_are_read_off_two_frames() -> None:

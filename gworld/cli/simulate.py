@@ -77,6 +77,9 @@ class Options:
     """A new folder for pictures, labels and contacts of every frame."""
     contact_margin: float = 0.005
     """Bodies nearer than this, in metres, are in contact (labels)."""
+    deviations: bool = False
+    """Write how sure every link's place is into the motion file too, as `link_std` in metres (about four times the
+    time; for dynamics that were calibrated)."""
     glb: Path | None = None
     """An animated GLB of the first world."""
     episode: Path | None = None

@@ -61,7 +61,8 @@ def compare_run(world: World, stepper: Stepper, settings: EngineOptions, options
                 add(picture)
                 rows.extend(_errors(world, motion, first, truth, scores))
 
-        run = run_engine(engine, ticked(tell_table(engine, table, count, start), count), count, (options.seed,), watch)
+        told, sure = ticked(tell_table(engine, table, count, start), count), options.deviations
+        run = run_engine(engine, told, count, (options.seed,), watch, sure)
     _write_rows(errors, rows)
     files = [str(options.out), str(errors), *write_motion(world, run, options)]
     source = {"episodes": str(options.compare), "number": options.number, "start": start}
@@ -79,7 +80,8 @@ def swap_run(world: World, stepper: Stepper, settings: EngineOptions, options: O
     engine, look = Engine(world, stepper, settings), make_look(world, options, count)
     engine.reset(options.seed)
     kept: list[Motion] = []
-    run = run_engine(engine, tell_table(engine, table, count), count, (options.seed,), lambda _, m: kept.append(m))
+    told, sure = tell_table(engine, table, count), options.deviations
+    run = run_engine(engine, told, count, (options.seed,), lambda _, m: kept.append(m), sure)
     engine.reset(options.seed)
     second = make_look(world, options, count)
     changed = [0.0]
@@ -94,7 +96,8 @@ def swap_run(world: World, stepper: Stepper, settings: EngineOptions, options: O
                 shown = [_wide(part) for part in (one[0], two[0], apart[0] * STRENGTH)]
                 add(side_by_side(shown, ("as told", "swapped", f"difference x{STRENGTH:g}")))
 
-        swapped = run_engine(engine, ticked(tell_table(engine, other, count), count), count, (options.seed,), watch)
+        told = ticked(tell_table(engine, other, count), count)
+        swapped = run_engine(engine, told, count, (options.seed,), watch, sure)
     files = [str(options.out), *write_motion(world, run, options), str(other_path)]
     write_rollout(swapped.rollouts[0], other_path)
     moved = _moved_otherwise(world, run.rollouts[0], swapped.rollouts[0])

@@ -75,7 +75,7 @@ def draw_run(world: World, stepper: Stepper, settings: EngineOptions, options: O
                 record.frame(frame)
             record.state(motion)
 
-        run = run_engine(engine, ticked(told, count), count, (options.seed,), watch)
+        run = run_engine(engine, ticked(told, count), count, (options.seed,), watch, options.deviations)
         record.finish(run, words)
     files += write_motion(world, run, options)
     files += [str(path) for path in (options.labels, options.episode) if path is not None]

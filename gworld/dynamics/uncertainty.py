@@ -8,11 +8,9 @@ Source of the factors: split conformal prediction (Vovk, Gammerman, Shafer, 2005
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -25,10 +23,11 @@ from gworld.dynamics.rollout import predict_poses, roll_out
 from gworld.dynamics.state import Motion, motion_from_states
 from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
 from gworld.errors import InputError
-from gworld.files import atomic_write, read_json
 from gworld.scene.rollout import Rollout
 from gworld.scene.world import World, WorldState
 
+KEY = "uncertainty"
+"""Name under which a checkpoint's values hold a calibration."""
 GROUPS = ("agents", "moving", "still")
 """Links of agents; objects that move in the prediction or in any copy of it; objects that move in none."""
 NINETY = 2.5003
@@ -94,6 +93,18 @@ def foretell(
     config: SpreadConfig = SpreadConfig(),
 ) -> Foretold:
     """Predict W worlds and their disturbed copies together."""
+    motion, told = disturb(scene, start, actions, config)
+    rows = torch.arange(len(scene), device=start.twists.device).repeat(config.copies + 1)
+    poses = predict_poses(model, select_worlds(scene, rows), motion, told, steps, drives)
+    places = poses[..., :3, 3].unflatten(0, (config.copies + 1, len(scene)))
+    spread, group = part_copies(scene, start, places, config)
+    return Foretold(poses[: len(scene)], spread, group)
+
+
+def disturb(
+    scene: Scene, start: Motion, actions: Mapping[str, Float[Tensor, "W T A"]], config: SpreadConfig
+) -> tuple[Motion, dict[str, Tensor]]:
+    """The motion of W worlds and then of their copies, `copies` times W more, and what their agents are told."""
     count = len(scene)
     rows = torch.arange(count, device=start.twists.device).repeat(config.copies + 1)
     generator = torch.Generator().manual_seed(config.seed)
@@ -102,15 +113,18 @@ def foretell(
     for name, value in actions.items():
         noise = torch.randn(config.copies * count, 1, value.shape[2], generator=generator).to(value)
         told[name] = torch.cat([value, value.repeat(config.copies, 1, 1) * (1.0 + config.told * noise)])
-    poses = predict_poses(model, select_worlds(scene, rows), motion, told, steps, drives)
-    places = poses[..., :3, 3].unflatten(0, (config.copies + 1, count))
+    return motion, told
+
+
+def part_copies(
+    scene: Scene, start: Motion, places: Float[Tensor, "C W T L 3"], config: SpreadConfig
+) -> tuple[Float[Tensor, "W T L"], Tensor]:
+    """How far copies part from the prediction, the first of `places`, and the group of every link by then [W,T,L]."""
     off = (places[1:] - places[:1]).square().sum(-1).mean(0) / 3.0
-    begun = start.world_from_link[:, None, :, :3, 3]
-    way = (places - begun).norm(dim=-1).amax(0)
+    way = (places - start.world_from_link[:, None, :, :3, 3]).norm(dim=-1).amax(0)
     moving = torch.where(way > STILL + 4.0 * config.place, 1, 2)
     group = torch.where(scene.free, moving, torch.zeros_like(moving))
-    spread = (off + config.floor**2).sqrt()
-    return Foretold(poses[:count], spread * scene.present[:, None], group)
+    return (off + config.floor**2).sqrt() * scene.present[:, None], group
 
 
 def calibrate(
@@ -155,14 +169,21 @@ def foretell_windows(
 
 def deviations(found: Foretold, dt: float, calibration: Calibration) -> Float[Tensor, "W T L"]:
     """Standard deviations (m, per axis) of predicted places."""
-    times = dt * torch.arange(1, found.spread.shape[1] + 1, dtype=torch.float64)
+    return deviations_of(found.spread, found.group, dt, calibration)
+
+
+def deviations_of(
+    spread: Float[Tensor, "W T L"], group: Tensor, dt: float, calibration: Calibration
+) -> Float[Tensor, "W T L"]:
+    """Standard deviations (m, per axis) of places whose copies part by `spread`, links being of these groups."""
+    times = dt * torch.arange(1, spread.shape[1] + 1, dtype=torch.float64)
     knots = torch.tensor(calibration.seconds, dtype=torch.float64)
     right = torch.searchsorted(knots, times).clamp(1, max(len(knots) - 1, 1)).clamp(max=len(knots) - 1)
     left = (right - 1).clamp_min(0)
     weight = ((times - knots[left]) / (knots[right] - knots[left]).clamp_min(1e-9)).clamp(0.0, 1.0)
     table = torch.tensor(calibration.factors, dtype=torch.float64)
-    factors = (table[:, left] * (1 - weight) + table[:, right] * weight).to(found.spread)
-    return found.spread * factors.T[torch.arange(len(times))[None, :, None], found.group]
+    factors = (table[:, left] * (1 - weight) + table[:, right] * weight).to(spread)
+    return spread * factors.T[torch.arange(len(times))[None, :, None], group]
 
 
 def roll_out_surely(
@@ -186,21 +207,25 @@ def roll_out_surely(
     return replace(rollout, link_std=torch.cat([torch.zeros_like(std[:1]), std]).float()), end
 
 
-def save_calibration(path: str | Path, calibration: Calibration) -> None:
-    """Write it as JSON, to lie beside a checkpoint."""
-    with atomic_write(Path(path), "w") as stream:
-        json.dump(asdict(calibration), stream, indent=1)
+def calibration_from(values: Mapping[str, object]) -> Calibration | None:
+    """The calibration among a checkpoint's values, where `save_model` was given one; None without.
 
-
-def load_calibration(path: str | Path) -> Calibration:
-    """Read it; raises `InputError` when it is damaged."""
-    data = read_json(Path(path), 1 << 20)
+    Raises `InputError` when it is damaged.
+    """
+    data = values.get(KEY)
+    if data is None:
+        return None
     try:
+        if not isinstance(data, dict):
+            raise TypeError("no object")
         factors = tuple(tuple(float(value) for value in row) for row in data["factors"])
         config = SpreadConfig(**{name: type(getattr(SpreadConfig(), name))(v) for name, v in data["config"].items()})
         return Calibration(tuple(float(value) for value in data["seconds"]), factors, config)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"`{path}` is no calibration of uncertainty ({str(error)[:80]}); make it again.") from error
+        raise InputError(
+            f"the checkpoint's calibration of uncertainty is damaged ({str(error)[:80]}); take the checkpoint again "
+            "from where it came."
+        ) from error
 
 
 def _disturbed(

@@ -26,18 +26,21 @@ from gworld.scene.world import World
 from gworld.simulate.observe import Frame, placed
 from gworld.simulate.touch import Contacts
 
-LINK, ACTION = "link/", "actions/"
+LINK, ACTION, STD = "link/", "actions/", "link_std"
 NEAREST_MM = 65535
 
 
 def write_rollout(rollout: Rollout, path: str | Path) -> None:
-    """A row per instant: `time`, `link/NAME` [7] `x y z qw qx qy qz`, `actions/AGENT` [A], `seed`; atomically."""
+    """A row per instant: `time`, `link/NAME` [7] `x y z qw qx qy qz`, `actions/AGENT` [A], `seed`, and, where the
+    rollout tells it, `link_std` [L] in the order of the links; atomically."""
     columns: dict[str, np.ndarray] = {"time": rollout.times.numpy()}
     for index, name in enumerate(rollout.link_names):
         columns[f"{LINK}{name}"] = rollout.link_poses[:, index].numpy()
     for name, values in rollout.actions.items():
         if values.shape[1]:
             columns[f"{ACTION}{name}"] = values.numpy()
+    if rollout.link_std is not None:
+        columns[STD] = rollout.link_std.numpy()
     columns["seed"] = np.full(len(rollout), rollout.seeds[0] if rollout.seeds else 0, np.int64)
     with atomic_write(path) as stream:
         temporary = Path(stream.name)
@@ -57,7 +60,9 @@ def read_rollout(path: str | Path) -> Rollout:
         }
         seeds = tuple(int(seed) for seed in columns["seed"][:1])
         times = torch.from_numpy(np.array(columns["time"], np.float64))
-        return Rollout(times, poses, tuple(name.removeprefix(LINK) for name in links), actions, seeds)
+        names = tuple(name.removeprefix(LINK) for name in links)
+        std = torch.from_numpy(np.array(columns[STD], np.float32)) if STD in columns else None
+        return Rollout(times, poses, names, actions, seeds, link_std=std)
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"`{path}` is no rollout ({str(error)[:100]}); one written by `gworld simulate` is.") from None
 

@@ -18,7 +18,8 @@ from gworld.dynamics.drives import make_drive
 from gworld.dynamics.network import Dynamics, model_from
 from gworld.dynamics.state import Motion
 from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
-from gworld.errors import InputError
+from gworld.dynamics.uncertainty import Calibration, calibration_from, deviations_of, disturb, part_copies
+from gworld.errors import InputError, UsageError
 from gworld.scene.world import World
 from gworld.simulate.stepper import AgentBody, Kinematics, Stepper, agent_bodies, hold_action, read_state
 
@@ -27,9 +28,14 @@ class Learned:
     """The network moves objects and the agents whose actions drive joints; other agents keep to their kinematics."""
 
     def __init__(
-        self, world: World, model: Dynamics, seconds: float, bodies: Mapping[str, AgentBody] | None = None
+        self,
+        world: World,
+        model: Dynamics,
+        seconds: float,
+        bodies: Mapping[str, AgentBody] | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.world, self.model, self.seconds = world, model.eval(), seconds
+        self.world, self.model, self.seconds, self.calibration = world, model.eval(), seconds, calibration
         self.bodies = agent_bodies(world) if bodies is None else dict(bodies)
         self.drives = {name: drive for name, body in self.bodies.items() if (drive := drive_of(world, body))}
         rest = {name: body for name, body in self.bodies.items() if name not in self.drives}
@@ -73,6 +79,24 @@ class Learned:
         own = {name: carried.memory[name] for name in self._others.bodies}
         return replace(after, world_from_link=carried.world_from_link, twists=twists, memory={**after.memory, **own})
 
+    def deviations(
+        self, start: Motion, actions: Mapping[str, Float[Tensor, "W T A"]], steps: int
+    ) -> Float[Tensor, "W T L"]:
+        """How sure the places are that links have under these actions: standard deviations (m, per axis) after each
+        step, by disturbed copies of the worlds. Raises `UsageError` where the model was not calibrated."""
+        if self.calibration is None:
+            raise UsageError("these dynamics were not calibrated, so nothing tells how sure they are; train them anew.")
+        config, count = self.calibration.config, len(start)
+        scene = select_worlds(self._scene, torch.zeros(count, dtype=torch.int64))
+        motion, told = disturb(scene, start, actions, config)
+        places = []
+        with torch.no_grad():
+            for step in range(steps):
+                motion = self.step(motion, {name: value[:, step] for name, value in told.items()}, self.seconds)
+                places.append(motion.world_from_link[..., :3, 3])
+        found = torch.stack(places, dim=1).unflatten(0, (config.copies + 1, count))
+        return deviations_of(*part_copies(scene, start, found, config), self.seconds, self.calibration)
+
     def hold(self, motion: Motion, agent: str) -> Float[Tensor, "W A"]:
         """Targets where the joints are, no speed, no step."""
         drive = self.drives.get(agent)
@@ -103,6 +127,7 @@ def open_stepper(world: World, seconds: float, run: str | Path | None = None) ->
     if found is None:
         raise InputError(f"`{place}` holds no dynamics checkpoint; train one with `gworld train`, or name another run.")
     checkpoint = load_checkpoint(found)
-    stepper = Learned(world, model_from(checkpoint.values, checkpoint.tensors), seconds)
+    model, sure = model_from(checkpoint.values, checkpoint.tensors), calibration_from(checkpoint.values)
+    stepper = Learned(world, model, seconds, calibration=sure)
     stepper.note += "" if run is not None else f" (bound to the world: step {checkpoint.step})"
     return stepper

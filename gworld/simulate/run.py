@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gworld.scene.rollout import Rollout
 from gworld.scene.world import World, WorldState
 from gworld.simulate.actions import ActionTable, read_actions, resample, table_from_columns
 from gworld.simulate.engine import Engine, EngineOptions
-from gworld.simulate.learned import open_stepper
+from gworld.simulate.learned import Learned, open_stepper
 from gworld.simulate.policies import Policy, PolicyInput
 from gworld.simulate.stepper import Stepper
 from gworld.simulate.tasks import Judged, parse_task
@@ -53,13 +53,15 @@ def simulate(
     seed: int = 0,
     state: WorldState | None = None,
     stepper: Stepper | None = None,
+    deviations: bool = False,
 ) -> Rollout:
     """How a world moves while its agents act: `gw.simulate("world", "actions.parquet")`.
 
     `actions` are a file (see `read_actions`), a table, or {agent: [T,A]} with one row per step of `step` seconds (1/30
     when None); or a `policy` acts for `seconds` (5 when None). The first instant is the state at the start; row t of
     the rollout's actions is what was done from instant t on, NaN where unknown. Without dynamics, agents follow their
-    kinematics and objects stay. Raises `InputError` for actions that do not fit the world.
+    kinematics and objects stay. With `deviations` the rollout tells how sure every link's place is (about four times
+    the time). Raises `InputError` for actions that do not fit the world.
     """
     found = world if isinstance(world, World) else load_world(world)
     size = 1 / 30 if step is None else step
@@ -70,13 +72,13 @@ def simulate(
     if actions is not None:
         table = as_table(actions, found, size)
         count = steps_for(table.seconds if seconds is None else seconds, size)
-        return run_engine(engine, tell_table(engine, table, count), count, (seed,)).rollouts[0]
+        return run_engine(engine, tell_table(engine, table, count), count, (seed,), deviations=deviations).rollouts[0]
     judged = None if task is None else Judged(parse_task(task, found), found)
     if judged is not None:
         judged.draw(engine.generators)
     acting = Policy(policy or "null", engine, PolicyInput(seed, None, judged))
     count = steps_for(5.0 if seconds is None else seconds, size)
-    return run_engine(engine, lambda _: acting(), count, (seed,)).rollouts[0]
+    return run_engine(engine, lambda _: acting(), count, (seed,), deviations=deviations).rollouts[0]
 
 
 def make_env(world: World | str | Path, kind: str = "parallel", **settings: Any) -> Any:
@@ -126,9 +128,15 @@ def run_engine(
     steps: int,
     seeds: Sequence[int] = (),
     watch: Callable[[int, Motion], None] = lambda step, motion: None,
+    deviations: bool = False,
 ) -> Run:
-    """Step the engine from where it stands; `watch` sees every state, the first included."""
-    start = engine.motion.time
+    """Step the engine from where it stands; `watch` sees every state, the first included.
+
+    With `deviations` the rollouts tell how sure every link's place is. Raises `UsageError` where nothing learned it.
+    """
+    if deviations:
+        sure_of(engine.stepper)
+    begun, start = engine.motion, engine.motion.time
     poses, done = [pose_from_transform(engine.motion.world_from_link)], []
     watch(0, engine.motion)
     for step in range(steps):
@@ -144,6 +152,8 @@ def run_engine(
     for row in range(engine.options.worlds):
         actions = {name: _column(done, name, row, len(spec)) for name, spec in engine.specs.items()}
         rollouts.append(Rollout(times, track[row], names, actions, tuple(seeds), world=_name(engine.world)))
+    if deviations:
+        rollouts = with_deviations(engine.stepper, begun, rollouts)
     clipped = {
         f"{agent}/{part}": int(count)
         for agent, spec in engine.specs.items()
@@ -152,6 +162,28 @@ def run_engine(
     }
     states = tuple(engine.save(row) for row in range(engine.options.worlds))
     return Run(tuple(rollouts), clipped, int(engine.stuck.sum()), engine.stepper.note, states)
+
+
+def with_deviations(stepper: Stepper, start: Motion, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Rollouts that tell how sure every link's place is, of worlds that began as `start` and did what they say.
+
+    Raises `UsageError` where nothing learned it.
+    """
+    learned = sure_of(stepper)
+    names = rollouts[0].actions
+    actions = {name: torch.stack([rollout.actions[name][:-1] for rollout in rollouts]).float() for name in names}
+    std = learned.deviations(start, actions, len(rollouts[0]) - 1).float()
+    std = torch.cat([torch.zeros_like(std[:, :1]), std], dim=1)
+    return [replace(rollout, link_std=own) for rollout, own in zip(rollouts, std, strict=True)]
+
+
+def sure_of(stepper: Stepper) -> Learned:
+    """The stepper, if it knows how sure it is; raises `UsageError` if not."""
+    if isinstance(stepper, Learned) and stepper.calibration is not None:
+        return stepper
+    raise UsageError(
+        "how sure places are is known only to dynamics that were calibrated; name such a run, or leave deviations out."
+    )
 
 
 def _column(done: Sequence[Mapping[str, Tensor]], name: str, row: int, width: int) -> Tensor:
