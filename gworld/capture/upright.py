@@ -74,28 +74,13 @@ def estimate_up(views: Views) -> Up:
     return Up(direction, 1 - (1 - trust) * (1 - 0.9 * agreed), ", ".join(said), _ground(floors, direction, centres))
 
 
-def up_from_gravity(views: Views, up_in_camera: Float[Tensor, "N 3"]) -> Up:
-    """Up from an IMU: what an accelerometer at rest reads points up; one vector per view, in its OpenCV camera axes.
-
-    Rows of NaN or zero are left out; so are those further than 15 degrees from the median (the camera was shaken).
-    Raises `InputError` when fewer than half agree.
-    """
-    if len(up_in_camera) != len(views):
-        raise InputError(
-            f"{len(up_in_camera)} gravity vectors were given for {len(views)} views; one for each is needed."
-        )
-    turns = torch.stack([view.world_from_camera[:3, :3].double() for view in views.views])
-    world = torch.nn.functional.normalize((turns @ up_in_camera.double()[:, :, None])[:, :, 0], dim=1)
-    world = world[torch.isfinite(world).all(1) & (world.norm(dim=1) > 0.5)]
-    middle = torch.nn.functional.normalize(world.median(0).values, dim=0) if len(world) else torch.zeros(3).double()
-    near = world[world @ middle > math.cos(math.radians(15))]
-    if len(near) < max(1, len(views) / 2):
-        raise InputError(
-            f"{len(near)} of {len(views)} gravity vectors agree within 15 degrees; half are needed. Check their axes "
-            "(camera x right, y down, z forward) and that the poses are right."
-        )
-    mean = near.mean(0)
-    return Up(torch.nn.functional.normalize(mean, dim=0), float(mean.norm()) * len(near) / len(views), "gravity")
+def up_by_gravity(views: Views, direction: Float[Tensor, " 3"], confidence: float) -> Up:
+    """Up as an IMU tells it, [3] in the world of the views, with the ground by the planes of the sparse points."""
+    up = torch.nn.functional.normalize(direction.double(), dim=0)
+    centres = torch.stack([view.world_from_camera[:3, 3].double() for view in views.views])
+    planes = find_planes(views.points, _thickness(views, centres)) if len(views.points) >= 30 else ()
+    floors, _ = _sort_planes(planes, up)
+    return Up(up, confidence, "the IMU", _ground([plane for plane in floors if _lean(plane, up) < _FLAT], up, centres))
 
 
 def parse_up(text: str) -> Up:

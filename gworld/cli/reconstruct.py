@@ -23,7 +23,7 @@ from gworld.capture.footage import Footage, FootageCamera, Shot, load_footage, s
 from gworld.capture.keyframes import KeyframeOptions
 from gworld.capture.known import known_views, match_known
 from gworld.capture.localise import FixedCamera, localise_cameras
-from gworld.capture.logfile import read_hand_log
+from gworld.capture.logfile import read_hand_log, read_imu_log
 from gworld.capture.masks import MaskOptions, mask_footage, read_findings
 from gworld.capture.overlay import write_overlay
 from gworld.capture.poses import PoseOptions, find_poses
@@ -59,6 +59,9 @@ class Options:
     """Known poses of the footage: a calibration file, a transforms.json or a COLMAP model, matched by name."""
     hand_log: Path | None = None
     """A robot's log for a wrist camera, CSV with time,x,y,z,qw,qx,qy,qz: gives metres and the robot's frame."""
+    imu_log: Path | None = None
+    """A log of the IMU on the camera, CSV with time,gx,gy,gz,ax,ay,az (rad/s, m/s^2) or EuRoC's columns: gives up and
+    metres."""
     fixed: tuple[Path, ...] = ()
     """Videos of cameras that stand still in the same room: placed into the reconstruction, poses in fixed.json."""
     out: Path = Path("runs/world")
@@ -155,8 +158,10 @@ def _begin(options: Options) -> Options:
         return replace(kept, mesh=options.mesh or kept.mesh)
     if bool(options.video) == (options.data is not None):
         raise UsageError("give footage (`--video FILE`) or posed pictures (`--data FOLDER`), one of the two.")
-    if options.hand_log is not None and len(options.video) != 1:
-        raise UsageError(f"`--hand-log` belongs to one video; {len(options.video)} were given.")
+    for log in ("hand_log", "imu_log"):
+        if getattr(options, log) is not None and len(options.video) != 1:
+            name = f"--{log.replace('_', '-')}"
+            raise UsageError(f"`{name}` belongs to one video; {len(options.video)} were given.")
     refuse_existing(options.out, overwrite=options.overwrite)
     _clear(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -179,6 +184,7 @@ def _absolute(options: Options) -> Options:
         data=whole(options.data),
         poses_from=whole(options.poses_from),
         hand_log=whole(options.hand_log),
+        imu_log=whole(options.imu_log),
         masks=replace(options.masks, source=source if source in ("auto", "none") else str(Path(source).resolve())),
     )
 
@@ -250,7 +256,8 @@ def _pose(options: Options, record: _Record, footage: Footage) -> Views:
     posed = find_poses(footage, folder, options.poses, known, record.progress())
     log = None if options.hand_log is None else read_hand_log(options.hand_log)
     sensor = footage.depth_scale if any(shot.depth for shot in footage.shots) else None
-    views, frame = place_views(posed.views, options.frame, log, sensor)
+    imu = None if options.imu_log is None else read_imu_log(options.imu_log)
+    views, frame = place_views(posed.views, options.frame, log, sensor, imu)
     frame = replace(frame, warnings=(*posed.warnings, *frame.warnings))
     write_transforms(views, folder / "transforms.json")
     for warning in frame.warnings:

@@ -1,18 +1,24 @@
-"""The world's frame: +Z up and, where anything tells it, metres: a robot's log, a length, a depth sensor, planes."""
+"""The world's frame: +Z up and, where anything tells it, metres: a robot's log, an IMU, a length, a depth sensor."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from gworld.capture.handeye import compare_distances, hand_positions
 from gworld.capture.handlog import HandLog, hand_at_times, solve_hand_eye_log
+from gworld.capture.inertial import ImuLog, Inertial, align_imu
 from gworld.capture.scale import parse_length, scale_from_depth, scale_from_length
 from gworld.capture.similarity import Similarity, apply_similarity
-from gworld.capture.upright import estimate_up, level_similarity, parse_up
+from gworld.capture.upright import estimate_up, level_similarity, parse_up, up_by_gravity
 from gworld.errors import InputError
 from gworld.scene.views import Views
+
+LEAN = math.radians(3)
+"""An IMU's word on up is taken as sure within this standard error."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +30,11 @@ class FrameOptions:
     scale_from: str = ""
     """A known length, `A@X,Y+B@X,Y to A@X,Y+B@X,Y = 0.42 m`: two points, each marked in pictures A and B by pixels."""
     clock: float = 2.0
-    """With a robot's log: its clock may be off by up to so many seconds."""
+    """With a robot's or an IMU's log: its clock may be off by up to so many seconds."""
     hand: float = 0.05
     """With a robot's log: by what share distances between hand positions may be off in a world called metric."""
+    imu: float = 0.05
+    """With an IMU's log: by what share the scale may be unsure (one standard error) in a world called metric."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,28 @@ class Frame:
 
 
 def place_views(
-    views: Views, options: FrameOptions, log: HandLog | None = None, depth_scale: float | None = None
+    views: Views,
+    options: FrameOptions,
+    log: HandLog | None = None,
+    depth_scale: float | None = None,
+    imu: ImuLog | None = None,
 ) -> tuple[Views, Frame]:
     """Turn views upright and to metres, as far as anything tells.
 
-    A robot's `log` of hand poses gives scale and frame (its base); else a known length or the depth sensor, whose unit
-    is `depth_scale` metres, gives scale. Views that are metric keep their frame unless `up` says otherwise. Raises
-    `InputError` when what was given does not fit the views, `UsageError` for options that cannot be read.
+    A robot's `log` of hand poses gives scale and frame (its base); else an `imu` gives up and, unless a known length
+    is given, scale; else the depth sensor does, whose unit is `depth_scale` metres. Views that are metric keep their
+    frame unless `up` or an `imu` says otherwise. Raises `InputError` when what was given does not fit the views,
+    `UsageError` for options that cannot be read.
     """
     if log is not None:
         return _by_hand(views, options, log)
+    felt = None if imu is None else _feel(views, options, imu)
     metres, how = 1.0 if views.metric else None, "the poses' own unit is the metre" if views.metric else "unknown"
     if options.scale_from:
         metres, how = scale_from_length(views, parse_length(options.scale_from)), "a known length"
+    elif felt is not None and metres is None:
+        metres = felt.metres if felt.scale_spread <= options.imu else None
+        how = f"the IMU (sure to {felt.scale_spread:.1%}, clock off by {felt.time_offset:+.3f} s)"
     elif metres is None and depth_scale is not None and any(view.depth for view in views.views):
         metres, spread = scale_from_depth(views, depth_scale)
         how = f"the depth sensor (views agree to {spread:.1%})"
@@ -60,21 +77,40 @@ def place_views(
         turn = Similarity(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), metres)
         sensor = depth_scale if how.startswith("the depth") else None
         views = apply_similarity(views, turn, metric=True, depth_scale=sensor)
-    if options.up == "keep" or (options.up == "auto" and how.startswith("the poses' own")):
+    if options.up == "keep" or (options.up == "auto" and felt is None and how.startswith("the poses' own")):
         return views, Frame("kept", how, metres)
-    up = estimate_up(views) if options.up == "auto" else parse_up(options.up)
-    warnings = (
-        () if up.confidence >= 0.5 else (f"which way is up is unsure ({up.how}); check it, or give `--frame.up`",)
-    )
-    return apply_similarity(views, level_similarity(up), metric=views.metric), Frame(up.how, how, metres, warnings)
+    if options.up != "auto":
+        up = parse_up(options.up)
+    else:
+        up = estimate_up(views) if felt is None else up_by_gravity(views, felt.up, float(felt.lean < LEAN))
+    warnings = []
+    if up.confidence < 0.5:
+        warnings.append(f"which way is up is unsure ({up.how}); check it, or give `--frame.up`")
+    if felt is not None and felt.scale_spread > options.imu and not views.metric:
+        warnings.append(
+            f"the IMU tells the scale only to {felt.scale_spread:.0%} (`--frame.imu {options.imu:g}`): the world is "
+            "not called metric; move the camera to and fro, faster"
+        )
+    placed = apply_similarity(views, level_similarity(up), metric=views.metric)
+    return placed, Frame(up.how, how, metres, tuple(warnings))
+
+
+def _feel(views: Views, options: FrameOptions, imu: ImuLog) -> Inertial:
+    poses, times = _timed(views, "an IMU's log")
+    return align_imu(poses, times, imu, options.clock)
+
+
+def _timed(views: Views, what: str) -> tuple[Tensor, Tensor]:
+    """Poses and times of all views; raises `InputError` where a time is missing."""
+    known = [view for view in views.views if view.time is not None]
+    if len(known) < len(views):
+        raise InputError(f"{len(views) - len(known)} views carry no time; {what} needs it. Use a video.")
+    times = torch.tensor([view.time for view in known], dtype=torch.float64)
+    return torch.stack([view.world_from_camera.double() for view in known]), times
 
 
 def _by_hand(views: Views, options: FrameOptions, log: HandLog) -> tuple[Views, Frame]:
-    timed = [view for view in views.views if view.time is not None]
-    if len(timed) < len(views):
-        raise InputError(f"{len(views) - len(timed)} views carry no time; a robot's log needs it. Use a video.")
-    poses = torch.stack([view.world_from_camera.double() for view in timed])
-    times = torch.tensor([view.time for view in timed], dtype=torch.float64)
+    poses, times = _timed(views, "a robot's log")
     found = solve_hand_eye_log(poses, times, log, max_offset=options.clock)
     seen, known = hand_positions(found, poses), hand_at_times(log, times + found.time_offset)[:, :3, 3]
     logged = torch.isfinite(known).all(1)
