@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gworld.capture import video, worker
+from gworld.capture.highrange import to_srgb
 from gworld.capture.video import DecodeLimits, Frame, probe_video, read_frames
 from gworld.errors import InputError
 from tests.videos import NAMES, corners, pattern, turned, write, zoo
@@ -124,6 +125,59 @@ def test_colours_follow_matrix_and_range(tmp_path: Path, matrix: int, full: bool
     path = write(tmp_path / "c.mkv", [corners(64, 64)], codec="ffv1", pix_fmt=fmt, prepare=prepare, setup=setup)
     pixels = next(iter(read_frames(path))).pixels
     assert np.abs(pixels.reshape(-1, 3).mean(axis=0) - colour).max() < 2.0
+
+
+def high_range(colour: np.ndarray, transfer: int) -> np.ndarray:
+    """Y, Cb, Cr of an sRGB colour as a phone's HDR video codes it: BT.2020, 10 bits, white at 203 cd/m^2."""
+    share = colour / 255
+    light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    light = np.linalg.inv([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]]) @ light
+    luma = np.array([0.2627, 0.6780, 0.0593])
+    if transfer == 16:  # PQ, SMPTE ST 2084
+        power = (203 * light / 10_000) ** (2610 / 16384)
+        code = ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
+    else:  # HLG, ARIB STD-B67: the inverse of a display of 1000 cd/m^2 with gamma 1.2
+        shown = 203 * light / 1000
+        scene = shown * (luma @ shown) ** (-0.2 / 1.2)
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        code = np.where(scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c)
+    y = luma @ code
+    values = np.array([16 + 219 * y, 128 + 224 * (code[2] - y) / 1.8814, 128 + 224 * (code[0] - y) / 1.4746])
+    return np.round(4 * values).astype(np.uint16)
+
+
+@pytest.mark.parametrize("transfer", [16, 18], ids=["pq", "hlg"])
+@pytest.mark.parametrize("colour", [(200.0, 90.0, 40.0), (60.0, 60.0, 60.0), (20.0, 120.0, 160.0)])
+def test_videos_of_high_range_look_as_the_scene_did(tmp_path: Path, transfer: int, colour: tuple[float, ...]) -> None:
+    coded = high_range(np.array(colour), transfer)
+
+    def prepare(_: av.VideoFrame) -> av.VideoFrame:
+        frame = av.VideoFrame(64, 64, "yuv444p10le")
+        for plane, value in zip(frame.planes, coded, strict=True):
+            plane.update(np.full((64, plane.line_size // 2), value, np.uint16).tobytes())
+        frame.colorspace, frame.color_range, frame.color_trc, frame.color_primaries = 9, 1, transfer, 9
+        return frame
+
+    def setup(stream: av.VideoStream) -> None:
+        context = stream.codec_context
+        context.colorspace, context.color_range, context.color_trc, context.color_primaries = 9, 1, transfer, 9
+
+    path = write(
+        tmp_path / "hdr.mkv", [corners(64, 64)], codec="ffv1", pix_fmt="yuv444p10le", prepare=prepare, setup=setup
+    )
+    pixels = next(iter(read_frames(path))).pixels
+    assert np.abs(pixels.reshape(-1, 3).mean(axis=0) - colour).max() < 3.0
+
+
+def test_highlights_are_pressed_together_not_cut() -> None:
+    codes = np.linspace(0, 65535, 256).astype(np.uint16)
+    for transfer in (16, 18):
+        grey = to_srgb(np.repeat(codes[None, :, None], 3, 2), transfer, 9)
+        assert np.ptp(grey, axis=2).max() <= 1
+        steps = np.diff(grey[0, :, 0].astype(int))
+        assert steps.min() >= 0 and grey[0, 0, 0] == 0 and 245 < grey[0, -1, 0] <= 255
+        white = grey[0, np.searchsorted(codes, {16: 0.58, 18: 0.75}[transfer] * 65535), 0]
+        assert 236 <= white <= 248  # paper: a little below 255, so that lamps may be brighter
 
 
 def test_wide_pixels_become_square(tmp_path: Path) -> None:

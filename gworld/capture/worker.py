@@ -28,6 +28,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from gworld.capture.highrange import HLG, PQ, to_srgb
+
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,mxf,dv,nut,h264,hevc,gif"
 """Demuxers that read one file and never follow a name in it; playlists (hls, dash, concat, ...) are not here."""
 CODECS = frozenset((
@@ -272,7 +274,12 @@ def _upright(frame: Any, stream: Any, request: dict[str, Any]) -> np.ndarray:
         whole: Any = _REFORMATTER.reformat(frame, width=frame.width, height=frame.height, **options).to_ndarray()
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(whole[::2]), format="rgb24")
         options = {"format": "rgb24", "interpolation": Interpolation.BICUBIC}
+    transfer = int(getattr(frame, "color_trc", 0))  # PyAV before 15 does not tell it of frames
+    if transfer in (PQ, HLG):
+        options["format"] = "rgb48le"
     picture = _REFORMATTER.reformat(frame, width=width, height=height, **options).to_ndarray()
+    if transfer in (PQ, HLG):
+        picture = to_srgb(picture, transfer, int(frame.color_primaries))
     return np.ascontiguousarray(turn(picture, _matrix(frame)))
 
 
