@@ -27,6 +27,7 @@ from gworld.capture.logfile import read_hand_log, read_imu_log
 from gworld.capture.masks import MaskOptions, mask_footage, read_findings
 from gworld.capture.overlay import write_overlay
 from gworld.capture.poses import PoseOptions, find_poses
+from gworld.capture.times import read_times, set_times
 from gworld.checkpoint import latest_checkpoint
 from gworld.cli.options import print_json, say
 from gworld.cli.reconstruct_output import Story, write_outputs
@@ -57,6 +58,9 @@ class Options:
     """Posed pictures instead of footage: a nerfstudio data set, a transforms.json, a COLMAP model."""
     poses_from: Path | None = None
     """Known poses of the footage: a calibration file, a transforms.json or a COLMAP model, matched by name."""
+    times: tuple[Path, ...] = ()
+    """Seconds of each frame where a video's own clock is wrong, one file per input: a number per line, JSON, or
+    EuRoC's data.csv."""
     hand_log: Path | None = None
     """A robot's log for a wrist camera, CSV with time,x,y,z,qw,qx,qy,qz: gives metres and the robot's frame."""
     imu_log: Path | None = None
@@ -162,6 +166,8 @@ def _begin(options: Options) -> Options:
         if getattr(options, log) is not None and len(options.video) != 1:
             name = f"--{log.replace('_', '-')}"
             raise UsageError(f"`{name}` belongs to one video; {len(options.video)} were given.")
+    if options.times and len(options.times) != len(options.video):
+        raise UsageError(f"{len(options.times)} `--times` were given for {len(options.video)} inputs; one for each.")
     refuse_existing(options.out, overwrite=options.overwrite)
     _clear(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -181,6 +187,7 @@ def _absolute(options: Options) -> Options:
         options,
         video=tuple(path.resolve() for path in options.video),
         fixed=tuple(path.resolve() for path in options.fixed),
+        times=tuple(path.resolve() for path in options.times),
         data=whole(options.data),
         poses_from=whole(options.poses_from),
         hand_log=whole(options.hand_log),
@@ -211,6 +218,10 @@ def _capture(options: Options, record: _Record) -> Footage:
     footage = extract_footage(options.video, folder, options.capture, tell)
     for fact in load_facts(folder):
         say(f"{fact.source}: {fact.kept} of {fact.looked} pictures kept" + (", the camera stands still" * fact.still))
+    if options.times:
+        cameras = [fact.cameras for fact in load_facts(folder)]
+        footage = set_times(footage, cameras, [read_times(path) for path in options.times])
+        save_footage(footage)
     record.done("capture", began, pictures=len(footage), inputs=[asdict(fact) for fact in load_facts(folder)])
     began = time.monotonic()
     footage = mask_footage(footage, options.masks, tell)
