@@ -13,8 +13,8 @@ import torch
 from gworld.agents.tree import Body, Joint, Skeleton
 from gworld.data.toys import tabletop_world
 from gworld.dynamics.actuation import KINDS, Actuation, Drive, Joints, _approach, chain_poses, joint_values
-from gworld.dynamics.contact import Contacts
-from gworld.dynamics.impulses import Matter, gives_along
+from gworld.dynamics.contact import Bodies, Contacts
+from gworld.dynamics.impulses import Matter, Response, gives_along, solve_contacts, spread_impulses
 from gworld.dynamics.linkage import Linkage, body_changes, joint_changes
 from gworld.dynamics.network import Dynamics, NetworkConfig, bodies_of
 from gworld.dynamics.recordings import Recordings, cut_batch
@@ -72,16 +72,41 @@ def test_nothing_drifts_without_action(pushed: tuple[Recordings, Dynamics]) -> N
     assert torch.isfinite(last.world_from_link).all()
 
 
-def test_a_table_found_a_little_askew_and_high_throws_nothing(pushed: tuple[Recordings, Dynamics]) -> None:
+@pytest.mark.parametrize("floor", [(9e-5, -1e-4, 1.0, 3e-3), (3e-3, -1e-3, 0.999995, 1.4e-3)])
+def test_a_table_found_a_little_askew_and_high_throws_nothing(
+    pushed: tuple[Recordings, Dynamics], floor: tuple[float, ...]
+) -> None:
+    """As fits to pictures find it: things begin within it, and can give way along its normal by rounding alone."""
     data, model = pushed
     batch = cut_batch(data, torch.tensor([[0, 2]]), 1)
-    floor = torch.tensor([9e-5, -1e-4, 1.0, 1.4e-3])  # as fits to pictures find it: things begin within it
-    scene = replace(batch.scene, planes=floor.expand(1, 1, 4))
-    null = {name: torch.zeros(1, 10, 2) for name in batch.actions}
-    with torch.no_grad():
-        *_, last = roll_motion(model, scene, batch.start, null, 10, data.drives)
-    moved = (last.world_from_link - batch.start.world_from_link)[0, 5:, :3, 3]
-    assert moved.norm(dim=-1).max() < 5e-3
+    null, ends = {name: torch.zeros(1, 10, 2) for name in batch.actions}, []
+    start = replace(batch.start, twists=torch.zeros_like(batch.start.twists))
+    start.twists[:, 5:, 0] = 0.4
+    for plane in (floor, (0.0, 0.0, 1.0, 0.0)):
+        scene = replace(batch.scene, planes=torch.tensor(plane).expand(1, 1, 4))
+        with torch.no_grad():
+            *_, last = roll_motion(model, scene, start, null, 10, data.drives)
+        ends.append(last.world_from_link[0, 5:, :3, 3])
+    assert (ends[0] - ends[1]).abs().max() < 1e-3
+    assert (ends[1] - start.world_from_link[0, 5:, :3, 3]).norm(dim=-1).min() > 0.01
+
+
+def test_no_impulse_is_asked_of_what_gives_way_by_rounding_alone() -> None:
+    up, zero = torch.tensor([0.0, 0.0, 1.0]).expand(2, 3), torch.zeros(2, 3)
+    turn = torch.eye(3).expand(2, 3, 3)
+    speed = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, -0.3]])
+    bodies = Bodies(zero, turn, speed, zero, zero)
+    matter = Matter(
+        torch.tensor([0.0, 2.0]), torch.zeros(2, 3, 3), torch.tensor([False, True]), up, torch.tensor([0.0, 1.0])
+    )
+    one, none = torch.tensor([1]), torch.tensor([0])
+    for slant in (0.0, 3e-4, 3e-3):
+        normal = torch.nn.functional.normalize(torch.tensor([[slant, 0.0, 1.0]]), dim=-1)
+        contacts = Contacts(one, none, normal, zero[:1], zero[:1], torch.zeros(1), torch.zeros(1))
+        response = Response(torch.zeros(1), torch.full((1,), 0.5))
+        impulse, _ = solve_contacts(bodies, matter, contacts, response, 12)
+        change = spread_impulses(bodies, matter, contacts, impulse)
+        assert impulse.abs().max() < 1.0 and change.speed.abs().max() < 0.3
 
 
 def test_an_action_enters_at_its_step_and_through_its_own_agent(pushed: tuple[Recordings, Dynamics]) -> None:
