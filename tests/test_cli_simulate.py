@@ -82,7 +82,7 @@ def test_episodes_are_read_back(world: World, folder: Path) -> None:
 
 def test_truth_stands_beside_prediction(world: World, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = str(folder / "store" / "episode-000000")
-    assert simulate(world, ["--compare", truth, "--out", str(folder / "c.mp4"), "--rate", "20"]) == 0
+    assert simulate(world, ["--compare", truth, "--out", str(folder / "c.mp4")]) == 0
     said = capsys.readouterr().err
     assert (
         "result: 0.0 mm off after 0.50 s" in said and "copying the start" in said and "dB against the footage" in said
@@ -118,7 +118,7 @@ def test_many_worlds_under_a_policy(world: World, tmp_path: Path, capsys: pytest
 
 
 def test_a_rollout_is_acted_again_from_an_orbit(world: World, folder: Path, tmp_path: Path) -> None:
-    arguments = ["--actions", f"{folder}/a.parquet", "--rate", "20", "--cameras", "orbit", "--seconds", "0.2"]
+    arguments = ["--actions", f"{folder}/a.parquet", "--cameras", "orbit", "--seconds", "0.2"]  # at its own 20 steps/s
     assert simulate(world, [*arguments, "--fps", "10", "--out", f"{tmp_path}/o.mp4"]) == 0
     again, first = read_rollout(tmp_path / "o.parquet"), read_rollout(folder / "a.parquet")
     assert np.array_equal(again.link_poses.numpy(), first.link_poses[:5].numpy())
@@ -152,7 +152,7 @@ REFUSED = {
     "seen": (["--policy", "null", "--outputs", "seen"], 3, "no coverage"),
     "dynamics": (["--policy", "null", "--dynamics", "."], 3, "holds no dynamics checkpoint"),
     "out": (["--policy", "null", "--out", "x.gif"], 2, "is no .mp4 file"),
-    "fps": (["--policy", "null", "--fps", "60"], 2, "more than the 30.0 steps per second"),
+    "fps": (["--policy", "null", "--fps", "60"], 2, "more than the 30 steps per second"),
     "swap": (["--policy", "null", "--swap", "left=a.csv"], 2, "`--swap` changes `--actions`"),
 }
 

@@ -30,6 +30,7 @@ from gworld.capture.poses import PoseOptions, find_poses
 from gworld.capture.times import read_times, set_times
 from gworld.checkpoint import latest_checkpoint
 from gworld.cli.options import print_json, say
+from gworld.cli.reconstruct_episodes import Scan, reconstruct_scan
 from gworld.cli.reconstruct_output import Story, write_outputs
 from gworld.config import config_from, read_recipe, save_config
 from gworld.errors import InputError, UsageError
@@ -56,6 +57,11 @@ class Options:
     """Videos, folders of photos, or RGB-D folders; several are several cameras."""
     data: Path | None = None
     """Posed pictures instead of footage: a nerfstudio data set, a transforms.json, a COLMAP model."""
+    episodes: Path | None = None
+    """Recorded episodes instead of footage: calibrated videos of standing cameras, with the poses of all that moves."""
+    bound: Path | None = None
+    """With --episodes, the world whose robots and things are in the films (their shapes count); STORE/world if not
+    given."""
     poses_from: Path | None = None
     """Known poses of the footage: a calibration file, a transforms.json or a COLMAP model, matched by name."""
     times: tuple[Path, ...] = ()
@@ -108,6 +114,9 @@ def run(options: Options) -> None:
 def make(options: Options) -> dict[str, Any]:
     """Reconstruct and return the figures; raises as `run`."""
     started = time.monotonic()
+    if options.episodes is not None:
+        facts = _from_episodes(options, options.episodes)
+        return facts | {"seconds": round(time.monotonic() - started, 1)}
     options = _begin(options)
     with contextlib.ExitStack() as stack:
         watched = stack.enter_context(Watched(options.out)) if options.view else None
@@ -124,6 +133,14 @@ def make(options: Options) -> dict[str, Any]:
             raise
     facts["seconds"] = round(time.monotonic() - started, 1)
     return facts
+
+
+def _from_episodes(options: Options, episodes: Path) -> dict[str, Any]:
+    """A world out of recorded episodes; refuses options that belong to other footage."""
+    if options.video or options.data is not None or options.resume:
+        raise UsageError("`--episodes` goes without `--video`, `--data` and `--resume`.")
+    scan = Scan(episodes, options.bound or episodes / "world", options.out, options.fit, options.overwrite)
+    return reconstruct_scan(scan, _progress())
 
 
 class _Record:
@@ -161,7 +178,9 @@ def _begin(options: Options) -> Options:
         kept = replace(kept, out=options.out, resume=True, json=options.json, view=options.view)
         return replace(kept, mesh=options.mesh or kept.mesh)
     if bool(options.video) == (options.data is not None):
-        raise UsageError("give footage (`--video FILE`) or posed pictures (`--data FOLDER`), one of the two.")
+        raise UsageError(
+            "give footage (`--video FILE`) or posed pictures (`--data FOLDER`), one of the two; or `--episodes STORE`."
+        )
     for log in ("hand_log", "imu_log"):
         if getattr(options, log) is not None and len(options.video) != 1:
             name = f"--{log.replace('_', '-')}"

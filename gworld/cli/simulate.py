@@ -6,7 +6,7 @@ import resource
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ import tyro
 from gworld.cli.options import print_json, say
 from gworld.errors import UsageError
 from gworld.files import refuse_existing, write_json
-from gworld.render.api import BackendName
+from gworld.render.names import BackendName
 
 if TYPE_CHECKING:
     from gworld.scene.world import World
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 LONGEST = 5.0
 """Seconds that a policy acts when nothing is said."""
+USUAL = 30.0
+"""Steps per second when nothing is said and nothing recorded is at hand."""
+PACES = (10.0, 120.0)
+"""Steps per second, least and most, that are taken over from a recording."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Options:
     """Width of each camera's picture in pixels; its height follows the camera."""
     seconds: float | None = None
     """How long; as long as the actions last, or 5 s of a policy."""
-    rate: float = 30.0
-    """Steps per second."""
+    rate: float = 0.0
+    """Steps per second; 0 takes those of the recording that acts or is compared with, else 30."""
     fps: float | None = None
     """Frames per second of video; as many as steps."""
     worlds: int = 1
@@ -107,11 +111,16 @@ def run(options: Options) -> None:
     from gworld.formats.world import load_world
     from gworld.simulate.engine import EngineOptions
     from gworld.simulate.learned import open_stepper
+    from gworld.simulate.stepper import Kinematics
 
     world = load_world(world_folder(options.world))
+    options = _paced(options, world)
     step = 1.0 / options.rate
     stepper = open_stepper(world, step, options.dynamics)
     say(stepper.note)
+    if isinstance(stepper, Kinematics) and any(entity.kind == "object" for entity in world.entities):
+        say(f"to let objects move: gworld train dynamics --episodes EPISODES --world {options.world} --out RUN, then")
+        say(f"gworld bind {options.world} --dynamics RUN")
     if not world.agents:
         say(f"nobody acts in `{options.world}`: put a robot into it with `gworld bind {options.world} --robot FILE`")
     settings = EngineOptions(step, options.worlds, options.jitter)
@@ -210,17 +219,41 @@ def _check(options: Options) -> None:
         raise UsageError("`--compare` runs one world; leave `--worlds` out.")
     if options.out.suffix.lower() != ".mp4":
         raise UsageError(f"`--out {options.out}` is no .mp4 file.")
-    if not (0.1 <= options.rate <= 10_000 and 16 <= options.width <= 4096):
+    if not ((options.rate == 0 or 0.1 <= options.rate <= 10_000) and 16 <= options.width <= 4096):
         raise UsageError(
             f"rate {options.rate} and width {options.width} were asked for; 0.1 to 10000 and 16 to 4096 fit."
         )
-    if options.fps is not None and not 0 < options.fps <= options.rate:
-        raise UsageError(f"`--fps {options.fps}` is more than the {options.rate} steps per second that there are.")
     if options.glb is not None and options.glb.suffix.lower() != ".glb":
         raise UsageError(f"`--glb {options.glb}` is no .glb file.")
     for path in (options.out, options.out.with_suffix(".parquet"), options.labels, options.glb):
         if path is not None:
             refuse_existing(path, overwrite=options.overwrite)
+
+
+def _paced(options: Options, world: World) -> Options:
+    """The options with a rate: the one asked for, that of the recording that acts or is compared with, or the usual.
+
+    A recording's own counts where its clock is steady and neither slow nor fast. Raises `UsageError` for more frames
+    than steps.
+    """
+    from gworld.data.split import parse_agents
+    from gworld.simulate.actions import load_episode, read_actions
+
+    rate, source = options.rate or USUAL, options.compare or options.actions
+    if not options.rate and source is not None:
+        if options.compare is not None:
+            times = load_episode(source, options.number).times
+        else:
+            times = read_actions(source, world, 1 / USUAL, options.number, parse_agents(options.agents)).times
+        steps = times.double().diff()
+        if len(steps) and float(steps.max() - steps.min()) < 0.1 * float(steps.median()):
+            own = round(1 / float(steps.mean()), 3)
+            if PACES[0] <= own <= PACES[1] and own != USUAL:
+                say(f"{own:g} steps per second, as in `{source}`")
+                rate = own
+    if options.fps is not None and not 0 < options.fps <= rate:
+        raise UsageError(f"`--fps {options.fps}` is more than the {rate:g} steps per second that there are.")
+    return replace(options, rate=rate)
 
 
 def _close(options: Options, facts: dict[str, Any]) -> None:

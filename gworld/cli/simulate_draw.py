@@ -283,6 +283,9 @@ def _remove(folder: Path) -> None:
 
 def facts_of(options: Options, run: Run, files: list[str], frames: int, result: str) -> dict[str, Any]:
     """What the closing lines and `--json` say."""
+    again = ["gworld", "simulate", "--world", str(options.world), "--actions", str(motion_file(options))]
+    if options.dynamics is not None:
+        again += ["--dynamics", str(options.dynamics)]
     return {
         "out": str(options.out),
         "files": files,
@@ -292,6 +295,5 @@ def facts_of(options: Options, run: Run, files: list[str], frames: int, result: 
         "clipped": run.clipped,
         "stuck": run.stuck,
         "result": result,
-        "next": f"watch it, or run it again: gworld simulate --world {shlex.quote(str(options.world))} --actions "
-        f"{shlex.quote(str(motion_file(options)))}",
+        "next": f"watch it, or run it again: {shlex.join(again)}",
     }

@@ -34,6 +34,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gworld.render.names import BackendName as BackendName
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
 
@@ -48,7 +49,6 @@ MAX_COVARIANCE = 1e16
 
 OUTPUTS = ("rgb", "alpha", "depth", "link_id", "flow")
 OutputName = Literal["rgb", "alpha", "depth", "link_id", "flow"]
-BackendName = Literal["auto", "native-cuda", "gsplat", "native-cpu", "reference"]
 
 
 @dataclass(frozen=True)
