@@ -14,9 +14,12 @@ from gworld.cli.main import main
 from gworld.data.toys import tabletop_world, waving_rollout
 from gworld.formats.transforms import write_transforms
 from gworld.formats.world import load_world, save_world
+from gworld.reconstruct.coverage import load_coverage
+from gworld.reconstruct.pairs import PairOptions, fit_scene
 from gworld.refine.network import Refiner, RefinerConfig
 from gworld.refine.saved import SavedRefiner, load_refiner, save_refiner
 from gworld.render.video import read_video, write_video
+from gworld.scene.world import World
 from gworld.simulate.files import write_rollout
 from tests.test_refine_network import shaken
 
@@ -64,6 +67,9 @@ def test_a_plain_video_is_refined_and_contradictions_are_refused(refiner: Path, 
         ["refine", str(tmp_path / "motion.parquet"), "--out", str(tmp_path / "x.mp4")],
         ["refine", str(film), "--trust", "2", "--out", str(tmp_path / "x.mp4")],
         ["train", "refiner", "--out", str(tmp_path / "run")],
+        ["refine", str(world), "--rounds", "1", "--out", str(tmp_path / "w")],
+        ["refine", str(film), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w")],
+        ["refine", str(world), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w.mp4")],
     ):
         assert main(wrong) == 2
     assert main(["refine", str(film), "--refiner", str(tmp_path), "--out", str(tmp_path / "x.mp4")]) == 3
@@ -91,3 +97,20 @@ def test_a_refiner_is_trained_from_photos(tmp_path: Path, capsys: pytest.Capture
     assert (tmp_path / "run" / "pairs" / "pairs.json").is_file()
     torch.testing.assert_close(facts["held_out_db"], facts["raw_db"], atol=1.0, rtol=0)
     assert Refiner(RefinerConfig(width=8)).config.width == 8
+
+
+def test_views_are_written_back_into_a_world(refiner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = random_stage(0, 32, 24, spacing=0.06)
+    views = take_photos(stage, photo_cameras(stage, 9), tmp_path / "images")
+    write_transforms(views, tmp_path / "transforms.json")
+    fit = fit_scene(views, PairOptions(longest=32, steps=15, gaussians=300, hold_out=0), tmp_path / "fit")
+    save_world(World(fit.gaussians), tmp_path / "bad")
+    told = ["refine", str(tmp_path / "bad"), "--rounds", "1", "--data", str(tmp_path), "--refiner", str(refiner)]
+    told += ["--fits", "1", "--longest", "32", "--hold-out", "3", "--json"]
+    assert main([*told, "--fit-steps", "60", "--out", str(tmp_path / "better")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["round"] == 1 and facts["held_out_db"][1] > facts["held_out_db"][0]
+    assert load_coverage(tmp_path / "better") is not None and load_world(tmp_path / "better").folder is not None
+    assert main([*told, "--fit-steps", "1", "--out", str(tmp_path / "worse")]) == 3
+    assert "nothing is written" in capsys.readouterr().err and not (tmp_path / "worse").exists()
+    assert main([*told[:1], str(tmp_path / "nothing"), *told[2:], "--out", str(tmp_path / "none")]) == 2

@@ -10,8 +10,9 @@ import torch
 from gworld.errors import InputError
 from gworld.refine.inputs import Inputs, follow, prepare, surface_noise, warp
 from gworld.refine.network import Refiner, RefinerConfig, count_parameters, refiner_from, save_values
-from gworld.refine.sample import Film, changed_share, film_clip, refine_clip, refine_frames
+from gworld.refine.sample import Film, changed_share, film_clip, refine_clip, refine_frames, refine_views
 from gworld.refine.saved import SavedRefiner, load_refiner, save_refiner
+from gworld.refine.several import settle
 from gworld.scene.clip import Clip, link_points, pixel_grid
 from tests.test_scene_clip import plane_clip
 
@@ -44,7 +45,8 @@ def film(frames: int = 4, confidence: float = 0.0) -> Clip:
 
 def test_a_fresh_network_adds_nothing_and_stays_below_ten_million() -> None:
     clip = film(2)
-    assert torch.equal(refine_clip(Refiner(SMALL), clip), clip.rgb)
+    assert torch.equal(refine_views(Refiner(SMALL), clip), clip.rgb)
+    assert torch.equal(refine_clip(Refiner(replace(SMALL, hold=0.0)), clip), clip.rgb)
     assert count_parameters(Refiner()) < 10_000_000
 
 
@@ -72,6 +74,36 @@ def test_films_are_refined_frame_by_frame_alike_and_by_seed() -> None:
     assert not torch.equal(refine_clip(model, clip[1:], clip)[0], whole[1])
     still = shaken(replace(SMALL, previous=False, temporal=False))
     assert torch.equal(refine_clip(still, clip[1:], clip)[0], refine_clip(still, clip, clip)[1])
+
+
+def test_what_was_shown_is_held_where_the_frame_before_shows_it_and_never_where_the_world_is_sure() -> None:
+    clip = film(3)
+    flashing = clip.rgb.clone()
+    flashing[1] = (flashing[1] + 0.2).clamp(0, 1)
+    confidence = clip.confidence.clone()
+    confidence[:, :, :8] = 1.0
+    clip = replace(clip, rgb=flashing, confidence=confidence)
+    free, held = (refine_clip(Refiner(replace(SMALL, hold=part)), clip) for part in (0.0, 0.8))
+    assert torch.equal(free, clip.rgb)  # fresh networks correct nothing
+    inner = (slice(4, -4), slice(14, -6))
+    assert (held[1] - held[0])[inner].abs().mean() < 0.5 * (free[1] - free[0])[inner].abs().mean()
+    assert torch.equal(held[:, :, :8], clip.rgb[:, :, :8])
+
+
+def test_fits_are_settled_by_their_median_and_trusted_where_they_agree() -> None:
+    clip = film(1)
+    low, high = clip.rgb - 0.2, clip.rgb + 0.1
+    others = torch.cat([low, high])
+    others[:, :, 20:] = clip.rgb[:, :, 20:]
+    sure = clip.confidence.clone()
+    sure[:, :, :4] = 1.0
+    frame = replace(clip, rgb=clip.rgb + 0.3, confidence=sure)
+    found = settle(frame, others)
+    assert torch.equal(found.rgb[:, :, :4], frame.rgb[:, :, :4])
+    torch.testing.assert_close(found.rgb[:, :, 4:20], high[:, :, 4:20])
+    assert found.confidence[:, :, 4:].max() == 0 and settle(clip, others).confidence[:, :, 20:].min() == 1
+    two = settle(replace(clip, rgb=high), low)
+    torch.testing.assert_close(two.rgb, clip.rgb - 0.05)
 
 
 def test_noise_sticks_to_the_surface() -> None:

@@ -1,4 +1,7 @@
-"""`gworld refine`: rendered film into footage, where the world is unsure of itself, and nowhere else."""
+"""`gworld refine`: rendered film into footage, where the world is unsure of itself, and nowhere else.
+
+With `--rounds`, refined views are written back into the world instead (see refine_world.py).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from gworld.render.api import BackendName
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gworld.cli.refine_film import Source
     from gworld.refine.sample import Refined
     from gworld.scene.clip import Clip
 
@@ -27,7 +31,8 @@ class Options:
     """What to refine, with what, and into what."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A rollout (.parquet, with --world) that is drawn and refined, or a rendered video (.mp4)."""
+    """A rollout (.parquet, with --world) that is drawn and refined, a rendered video (.mp4), or, with --rounds, a
+    world."""
     world: Path | None = None
     """The world the rollout is of: it tells depth, links, flow, and what was seen."""
     refiner: Path | None = None
@@ -37,11 +42,14 @@ class Options:
     lora: Path | None = None
     """Adapters that were learned on that backbone."""
     out: Path = Path("refined.mp4")
-    """The refined video."""
+    """The refined video; with --rounds, the folder of the new world."""
     changes: Path | None = None
     """A second video: black where nothing changed, white where a channel changed by a fifth or more."""
     beside: bool = False
     """Show the render to the left of the refined picture."""
+    also: tuple[Path, ...] = ()
+    """Further worlds fitted to the same photos (`gworld reconstruct --fit.seed 1`): their median is shown where the
+    world is in doubt, and it is trusted where they agree."""
     camera: str = ""
     """The world's camera by name (the first when empty), or `orbit`, or a camera-path JSON."""
     width: int = 160
@@ -57,6 +65,18 @@ class Options:
     """Background colour, 0 to 1; the world's own when not given."""
     backend: BackendName = "auto"
     """Which renderer draws."""
+    rounds: int = 0
+    """Write refined views between the photos of --data back into a world, so many times: a new world is made."""
+    data: Path | None = None
+    """`--rounds`: the photos the world was reconstructed from, posed in its frame (transforms.json or COLMAP)."""
+    fits: int = 3
+    """`--rounds`: fits whose median is refined and written back in each round."""
+    fit_steps: int = 1500
+    """`--rounds`: steps of each fit."""
+    longest: int = 160
+    """`--rounds`: longest side of the pictures, in pixels."""
+    hold_out: int = 8
+    """`--rounds`: every this many-th photo is set aside and judges."""
     overwrite: bool = False
     """Replace what exists."""
     json: bool = False
@@ -69,32 +89,18 @@ def run(options: Options) -> None:
     Raises `UsageError` for outputs that exist and requests that contradict themselves, `InputError` for what cannot be
     read.
     """
-    _check(options)
-    import contextlib
+    if options.rounds or options.data is not None:
+        _check_rounds(options)
+        from gworld.cli.refine_world import refine_world
 
-    from gworld.cli.refine_film import backbone_frames, open_source
-    from gworld.refine.sample import Film, changed_share
-    from gworld.render.video import open_video
-    from gworld.runlog import track
+        refine_world(options)
+        return
+    _check(options)
+    from gworld.cli.refine_film import open_source
 
     started = time.monotonic()
     source = open_source(options)
-    trust = options.trust if options.world is not None or options.trust < 1 else 0.0
-    film = Film(source.refiner.model, source.photos, seed=options.seed, trust=trust)
-    count, changed = 0, 0.0
-    with contextlib.ExitStack() as stack:
-        add = stack.enter_context(open_video(options.out, source.fps))
-        told = None if options.changes is None else stack.enter_context(open_video(options.changes, source.fps))
-        frames: Iterator[tuple[Clip, Refined]] = ((frame, film(frame)) for frame in source.frames)
-        if options.backbone is not None:
-            frames = backbone_frames(source.frames, options.backbone, options.lora, trust, options.seed)
-        for frame, refined in track(frames, "frames", total=source.count):
-            add(_shown(frame, refined, options.beside))
-            if told is not None:
-                told(change_map(refined.change))
-            count, changed = count + 1, changed + changed_share(refined.change)
-    if count == 0:
-        raise InputError(f"`{options.source}` has no frames.")
+    count, changed = _write(options, source)
     facts = {
         "out": str(options.out),
         "frames": count,
@@ -111,6 +117,41 @@ def run(options: Options) -> None:
     say(f"refined {count} frames to {options.out}; {100 * changed / count:.1f} % of pixels changed visibly")
     say(f"by {facts['refiner']}, {facts['photos']} photos to refer to, {facts['seconds']:.1f} s")
     say("next: watch it, or see where it changed what with `--changes changes.mp4`")
+
+
+def _write(options: Options, source: Source) -> tuple[int, float]:
+    """Refine all frames into the videos; how many there were, and the sum of their changed shares."""
+    import contextlib
+
+    from gworld.cli.refine_film import backbone_frames
+    from gworld.refine.sample import Film, changed_share
+    from gworld.render.video import open_video
+    from gworld.runlog import track
+
+    trust = options.trust if options.world is not None or options.trust < 1 else 0.0
+    film = Film(
+        source.refiner.model,
+        source.photos,
+        seed=options.seed,
+        trust=trust,
+        others=source.others,
+        drawing=source.drawing,
+    )
+    count, changed = 0, 0.0
+    with contextlib.ExitStack() as stack:
+        add = stack.enter_context(open_video(options.out, source.fps))
+        told = None if options.changes is None else stack.enter_context(open_video(options.changes, source.fps))
+        frames: Iterator[tuple[Clip, Refined]] = ((frame, film(frame)) for frame in source.frames)
+        if options.backbone is not None:
+            frames = backbone_frames(source.frames, options.backbone, options.lora, trust, options.seed)
+        for frame, refined in track(frames, "frames", total=source.count):
+            add(_shown(frame, refined, options.beside))
+            if told is not None:
+                told(change_map(refined.change))
+            count, changed = count + 1, changed + changed_share(refined.change)
+    if count == 0:
+        raise InputError(f"`{options.source}` has no frames.")
+    return count, changed
 
 
 def change_map(change: Tensor) -> Tensor:
@@ -130,6 +171,8 @@ def _check(options: Options) -> None:
         raise UsageError(f"`{options.source}` is neither a rollout (.parquet) nor a video (.mp4).")
     if options.lora is not None and options.backbone is None:
         raise UsageError("`--lora` belongs to a `--backbone`; give that too.")
+    if options.also and (options.world is None or options.backbone is not None):
+        raise UsageError("`--also` names worlds beside `--world`, for the refiner alone, not for a backbone.")
     if suffix == ".parquet" and options.world is None:
         raise UsageError("a rollout needs `--world`, which it is drawn in.")
     if suffix == ".mp4" and options.world is not None:
@@ -141,6 +184,16 @@ def _check(options: Options) -> None:
             if path.suffix.lower() != ".mp4":
                 raise UsageError(f"`{path}` is no .mp4 file.")
             refuse_existing(path, overwrite=options.overwrite)
+
+
+def _check_rounds(options: Options) -> None:
+    if options.rounds < 1 or options.data is None:
+        raise UsageError("`--rounds N` and `--data PHOTOS` belong together; give both.")
+    if options.out.suffix.lower() == ".mp4" or not options.source.is_dir():
+        raise UsageError("`--rounds` makes a new world of a world: give the world's folder, and a folder as `--out`.")
+    if options.hold_out < 2 or options.fits < 1 or options.fit_steps < 1 or not 16 <= options.longest <= 16_384:
+        raise UsageError("`--hold-out` is at least 2, `--fits` and `--fit-steps` 1, `--longest` 16 to 16384.")
+    refuse_existing(options.out, overwrite=options.overwrite)
 
 
 def even_size(frame: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from gworld.render.api import RenderOptions
 from gworld.render.conditions import Counts, render_frame
 from gworld.scene.cameras import Cameras
 from gworld.scene.clip import Clip, join_clips
+from gworld.scene.gaussians import Gaussians
 from gworld.scene.world import World
 from gworld.simulate.files import read_rollout
 from gworld.simulate.observe import Frame, pick_cameras, placed
@@ -41,6 +42,8 @@ class Source:
     photos: Clip | None
     place: Path
     notes: tuple[str, ...] = ()
+    others: tuple[Gaussians, ...] = ()
+    drawing: RenderOptions = field(default_factory=RenderOptions)
 
 
 def open_source(options: Options) -> Source:
@@ -65,9 +68,11 @@ def open_source(options: Options) -> Source:
     if counts is None and options.trust == 1:
         notes += ("the world does not tell what was seen (no coverage): all is trusted; lower it with `--trust 0.5`",)
 
+    drawing = _drawing(world, options.background)
+    others = tuple(_beside(path, world) for path in options.also)
+
     def frames() -> Iterator[Clip]:
         before: tuple[Tensor, Cameras] | None = None
-        drawing = _drawing(world, options.background)
         for t, pose in enumerate(poses):
             camera = placed(cameras(t / max(len(poses) - 1, 1) * seconds), pose)
             yield render_frame(
@@ -77,7 +82,15 @@ def open_source(options: Options) -> Source:
             before = (pose, camera)
 
     fps = (len(poses) - 1) / seconds if len(poses) > 1 else 30.0
-    return Source(frames(), len(poses), fps, refiner, photos, place, notes)
+    return Source(frames(), len(poses), fps, refiner, photos, place, notes, others, drawing)
+
+
+def _beside(path: Path, world: World) -> Gaussians:
+    """The Gaussians of another fit; raises `InputError` where its links are others."""
+    other = load_world(world_folder(path))
+    if [link.name for link in other.links] != [link.name for link in world.links]:
+        raise InputError(f"`{path}` has other links than the world that is refined; give fits of the same photos.")
+    return other.gaussians
 
 
 def backbone_frames(

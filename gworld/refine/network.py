@@ -6,7 +6,8 @@ the render lacks, as a blend of what the photos offer and of its own correction,
 
     output = render + (1 - confidence) * correction
 
-so that where the world is sure, the render stands, whatever the weights are.
+so that where the world is sure, the render stands, whatever the weights are. Where the frame before shows the same
+surface, half of the correction is what was shown there: what would change from frame to frame is thereby held back.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class RefinerConfig:
     """Channels of the finest level; the coarser ones have twice and three times as many."""
     sigma: float = 0.06
     """Standard deviation of the noise where confidence is 0, in 0..1 of the pictures."""
+    hold: float = 0.5
+    """Part of the correction that is carried over from the output before where that shows the same surface."""
     gate: bool = True
     """Keep the render where confidence is 1."""
     noise: bool = True
@@ -100,7 +103,8 @@ class Refiner(nn.Module):
     def forward(self, inputs: Inputs, state: State | None = None, sigma: float | None = None) -> tuple[Tensor, State]:
         """Refine B frames, each after its own last one; `sigma` overrides how much noise is added."""
         height, width = inputs.rgb.shape[2:]
-        planes, photos, unsure = self._conditions(inputs, state, self.config.sigma if sigma is None else sigma)
+        last = self._last(inputs, state)
+        planes, photos, unsure = self._conditions(inputs, last, self.config.sigma if sigma is None else sigma)
         pad = (0, -width % COARSE, 0, -height % COARSE)
         planes = nn.functional.pad(planes, pad, mode="replicate")
         folded = nn.functional.pixel_unshuffle(planes, FOLD)
@@ -119,19 +123,26 @@ class Refiner(nn.Module):
         deep = self.deep[1](deep)
         middle = self.out[0](middle + _twice(self.up[0](deep)))
         top = self.out[2](self.out[1](top + _twice(self.up[1](middle))))
-        output = inputs.rgb + unsure * self._correct(top, seen, photos)[..., :height, :width]
+        correction = self._correct(top, seen, photos)[..., :height, :width]
+        if last is not None:
+            # Both are differences to this render, so that nothing of an earlier one is carried into sure pixels.
+            correction = torch.lerp(correction, last, self.config.hold * inputs.kept)
+        output = inputs.rgb + unsure * correction
         return output, State(output, bottleneck)
 
-    def _conditions(self, inputs: Inputs, state: State | None, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _last(self, inputs: Inputs, state: State | None) -> Tensor | None:
+        """The output before, brought here, less the render [B,3,H,W]."""
+        return None if state is None or not self.config.previous else warp(state.output, inputs.place) - inputs.rgb
+
+    def _conditions(self, inputs: Inputs, before: Tensor | None, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
         """All planes [B,21,H,W], photos [B,R,7,H,W], and how much may change [B,1,H,W]."""
         use = self.config
         doubt = 1 - inputs.confidence
         noisy = inputs.rgb + (sigma * doubt * inputs.noise if use.noise else 0)
         photos = inputs.photos * use.references
         last, kept = torch.zeros_like(inputs.rgb), torch.zeros_like(inputs.confidence)
-        if state is not None and use.previous:
-            kept = inputs.kept
-            last = (warp(state.output, inputs.place) - inputs.rgb) * kept
+        if before is not None:
+            last, kept = before * inputs.kept, inputs.kept
         switches = [use.depth] * 2 + [use.links] * 2 + [use.flow] * 2
         geometry = inputs.geometry * inputs.geometry.new_tensor(switches)[:, None, None]
         level = sigma / 0.06 * doubt if use.noise else torch.zeros_like(doubt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from gworld.refine.inputs import add_seed, move_inputs, prepare
 from gworld.refine.network import Refiner, State
+from gworld.refine.several import drawn_by, settle
+from gworld.render.api import RenderOptions
 from gworld.scene.clip import Clip
+from gworld.scene.gaussians import Gaussians
 
 VISIBLE = 2.0 / 255
 """Change of a pixel, the largest of its channels, from which it counts as changed."""
@@ -29,7 +32,8 @@ class Film:
     """One film being refined: `film(frame)` for one frame (a clip of length 1) after the other.
 
     The same frames, photos and seed give the same pictures. Where confidence is 1 the picture is the render, exactly;
-    `trust` caps the confidence, for worlds that say nothing of theirs.
+    `trust` caps the confidence, for worlds that say nothing of theirs. `others` are further fits of the same photos,
+    drawn with `drawing` (see several.py).
     """
 
     def __init__(
@@ -40,9 +44,12 @@ class Film:
         seed: int = 0,
         sigma: float | None = None,
         trust: float = 1.0,
+        others: Sequence[Gaussians] = (),
+        drawing: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
     ) -> None:
         self.model, self.references = model.eval(), references
         self._seed, self._sigma, self._trust = seed, sigma, trust
+        self._others, self._drawing = others, drawing
         self._state: State | None = None
         self._before: Clip | None = None
         self._device = next(model.parameters()).device
@@ -50,14 +57,17 @@ class Film:
     @torch.no_grad()
     def __call__(self, frame: Clip) -> Refined:
         """The next frame."""
+        shown = frame.rgb[0]
         frame = replace(frame, truth=None, confidence=frame.confidence.clamp(max=self._trust))
+        if self._others:
+            frame = settle(frame, drawn_by(self._others, frame, self._drawing))
         inputs = prepare(frame, self._before, self.references)
         inputs = inputs if self._seed == 0 else add_seed(inputs, frame, self._seed)
         output, state = self.model(move_inputs(inputs, self._device), self._state, self._sigma)
         picture = output[0].clamp(0, 1).movedim(0, -1).cpu()
         # What the next frame is told is what was shown.
         self._state, self._before = State(output.clamp(0, 1), state.bottleneck), frame
-        return Refined(picture, (picture - frame.rgb[0]).abs().amax(-1))
+        return Refined(picture, (picture - shown).abs().amax(-1))
 
 
 def refine_frames(
@@ -70,11 +80,25 @@ def refine_frames(
 
 
 def refine_clip(
-    model: Refiner, clip: Clip, references: Clip | None = None, *, seed: int = 0, sigma: float | None = None
+    model: Refiner,
+    clip: Clip,
+    references: Clip | None = None,
+    *,
+    seed: int = 0,
+    sigma: float | None = None,
+    others: Sequence[Gaussians] = (),
 ) -> Float[Tensor, "T H V 3"]:
     """All pictures of a clip that is in memory."""
-    frames = (clip[t] for t in range(len(clip)))
-    return torch.stack([each.picture for each in refine_frames(model, frames, references, seed=seed, sigma=sigma)])
+    film = Film(model, references, seed=seed, sigma=sigma, others=others)
+    return torch.stack([film(clip[t]).picture for t in range(len(clip))])
+
+
+def refine_views(
+    model: Refiner, clip: Clip, references: Clip | None = None, *, seed: int = 0, others: Sequence[Gaussians] = ()
+) -> Float[Tensor, "T H V 3"]:
+    """All pictures of a clip whose frames are views apart, none after another."""
+    parts = [refine_clip(model, clip[t], references, seed=seed, others=others) for t in range(len(clip))]
+    return torch.cat(parts)
 
 
 def changed_share(change: Float[Tensor, "*B H V"]) -> float:
