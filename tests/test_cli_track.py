@@ -15,7 +15,8 @@ from gworld.capture.calibration import write_calibration
 from gworld.cli.main import main
 from gworld.data.clips import write_clip
 from gworld.data.store import open_episodes, read_episode
-from gworld.formats.world import save_world
+from gworld.formats.registry import write
+from gworld.formats.world import load_world, save_world
 from gworld.scene.gaussians import select_gaussians
 from gworld.scene.views import View, Views
 
@@ -65,6 +66,42 @@ def test_tracks_videos_into_an_episode_with_overlays(filmed: Path, capsys: pytes
     assert np.isclose(float(episode.link_poses[0, 0, 3]), 1.0)
 
 
+def test_standing_cameras_become_a_world_to_bind_into_and_track_in(
+    filmed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, world, out = ("front", "right"), filmed / "static", filmed / "tracked"
+    for name in names:  # the videos' own clocks run at another rate
+        (filmed / f"{name}.json").write_text(json.dumps({"timestamps": [0.0, 0.1, 0.2]}))
+    footage = ["--video", *(str(filmed / f"{name}.mp4") for name in names)]
+    footage += ["--times", *(str(filmed / f"{name}.json") for name in names)]
+    calibration = str(filmed / "calibration.json")
+    small = ["--scene.pitch", "4", "--scene.steps", "2"]
+    made = ["backdrop", *footage, "--cameras", calibration, *small, "--out", str(world), "--json"]
+    assert main(made) == 0
+    assert json.loads(capsys.readouterr().out)["cameras"] == list(names)
+    assert main(made) == 2  # it stands already
+    static = load_world(world)
+    assert static.metric and static.cameras is not None and static.cameras.names == names
+    ball = filmed / "ball.ply"
+    tee = load_world(filmed / "world")
+    part = select_gaussians(tee.gaussians, tee.gaussians.links == 1)
+    write(replace(part, links=torch.zeros_like(part.links)), ball)
+    base = [str(value) for value in tee.links[1].pose]
+    assert main(["bind", str(world), "--object", str(ball), "--name", "tee", "--base", *base, "--overwrite"]) == 0
+    fast = ["--track.search", "0", "--track.reach", "0", "--track.steps", "1", "--no-overlay", *small]
+    fast += ["--step", "0.05", "--end", "0.16", "--colours", "tee=0.8,0.2,0.1", "--world-out", str(out)]
+    capsys.readouterr()
+    assert main(["track", str(world), *footage, *fast, "--out", str(filmed / "more"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 4
+    episode = read_episode(open_episodes(filmed / "more"), 0)
+    assert torch.allclose(episode.times, torch.tensor([0.0, 0.05, 0.1, 0.15]).double())
+    left = load_world(out)
+    assert [link.name for link in left.links] == list(episode.link_names) == ["world", "tee"]
+    assert left.gaussians.sh.shape[1] == 4 and bool((left.gaussians.links == 0).any())
+    assert episode.link_poses is not None
+    assert torch.allclose(torch.tensor(left.links[1].pose), episode.link_poses[0, 1], atol=1e-5)
+
+
 def test_refuses_what_is_unclear(filmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(filmed / "none")]
     assert main(arguments(filmed, *out)) == 2
@@ -73,6 +110,14 @@ def test_refuses_what_is_unclear(filmed: Path, capsys: pytest.CaptureFixture[str
     other.write_bytes((filmed / "front.mp4").read_bytes())
     assert main(arguments(filmed, "--video", str(other), *out)) == 3
     assert "no camera called other" in capsys.readouterr().err
+    beside = filmed / "beside.txt"
+    beside.write_text("0\n0.1\n")
+    assert main(arguments(filmed, "--video", str(filmed / "front.mp4"), "--times", str(beside), *out)) == 3
+    assert "gives 2 times" in capsys.readouterr().err
+    assert main(arguments(filmed, "--video", str(filmed / "front.mp4"), "--colours", "tee=red", *out)) == 2
+    assert "NAME=R,G,B" in capsys.readouterr().err
+    assert main(["track", str(filmed / "world"), "--video", str(filmed / "front.mp4"), *out]) == 2
+    assert "holds no cameras" in capsys.readouterr().err
     everything = ["--video", str(filmed / "front.mp4"), "--hold-out", "front"]
     assert main(arguments(filmed, *everything, *out)) == 2
     assert not (filmed / "none").exists()

@@ -23,6 +23,7 @@ COMMANDS = {
     "bind": ("gworld.cli.bind", "Put a robot or an object into a world."),
     "record": ("gworld.cli.record", "Record episodes from simulated scenes with several agents."),
     "ingest": ("gworld.cli.ingest", "Turn a recorded data set into episodes."),
+    "backdrop": ("gworld.cli.backdrop", "Lay what standing cameras see on a plane: a static world to bind into."),
     "track": ("gworld.cli.track", "Follow robots and objects through calibrated video: poses, joints, overlays."),
     "train": ("gworld.cli.train", "Train a dynamics network from episodes or laws, or a refiner from photos."),
     "convert": ("gworld.cli.convert", "Convert splat files and posed image sets; crop, clean, decimate, transform."),

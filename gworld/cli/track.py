@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from torch import Tensor
 
 from gworld.cli.options import print_json, say
+from gworld.cli.track_footage import loose_episode, open_film, some_cameras, steps_of
 from gworld.errors import InputError, UsageError
-from gworld.reconstruct.motion_options import TrackOptions
+from gworld.files import refuse_existing
+from gworld.reconstruct.motion_options import PlaneOptions, TrackOptions
 from gworld.scene.cameras import Cameras
-from gworld.scene.episode import Episode, Video
+from gworld.scene.episode import Episode
 
 if TYPE_CHECKING:
     from gworld.reconstruct.motion import Tracked
     from gworld.reconstruct.motion_film import Film
     from gworld.scene.world import World
 
-MAX_BYTES = 1 << 36
+__all__ = ["Options", "open_film", "run"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,10 @@ class Options:
     """Which of its episodes, counted from 0."""
     video: tuple[Path, ...] = ()
     """Videos of standing cameras that started together."""
+    times: tuple[Path, ...] = ()
+    """Seconds of each frame where a video's own clock is wrong, one file per --video: a number per line, or JSON."""
     cameras: Path | None = None
-    """Calibration of --video; cameras are named like the files."""
+    """Calibration of --video, cameras named like the files; the world's own cameras when not given."""
     hold_out: tuple[str, ...] = ()
     """Cameras to leave out of the fit; their overlay still shows how well it holds there."""
     plates: Literal["video", "scene"] = "video"
@@ -52,10 +57,23 @@ class Options:
     """First second to track."""
     end: float | None = None
     """Last second to track."""
+    step: float | None = None
+    """Track at even steps of so many seconds instead of the recording's own."""
+    actions: Literal["auto", "none"] = "auto"
+    """`auto` takes the joints of the next step for what an agent was told where no actions were recorded."""
+    colours: tuple[str, ...] = ()
+    """Colours to begin with, NAME=R,G,B (0 to 1), of agents and objects whose models have none."""
     track: TrackOptions = field(default_factory=TrackOptions)
     """How motion is followed."""
     overlay: bool = True
     """Write a video per camera with the outlines of what was tracked."""
+    world_out: Path | None = None
+    """Also write the world as tracking left it: at rest in the first step, with refined colours, cameras and roots and,
+    with --plates video, what stands behind as its static scene, laid on --track.rig.plane."""
+    scene: PlaneOptions = field(default_factory=PlaneOptions)
+    """How the static scene of --world-out is laid."""
+    overwrite: bool = False
+    """Replace what stands at --world-out."""
     json: bool = False
     """Print the result as one JSON object on stdout."""
 
@@ -68,72 +86,55 @@ def run(options: Options) -> None:
 
     if (options.episodes is None) == (not options.video):
         raise UsageError("`gworld track` needs one of --episodes and --video.")
-    world = load_world(world_folder(options.world))
-    episode = _episode(options)
+    world = _coloured(load_world(world_folder(options.world)), options.colours)
+    episode = _episode(options, world)
     assert episode.cameras is not None
+    if options.world_out is not None:
+        refuse_existing(options.world_out, overwrite=options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         films = [open_film(video, Path(folder) / f"{row}.raw") for row, video in enumerate(episode.videos)]
         tracked, shown = _track(options, world, episode, films)
-        done = _result(episode, tracked)
+        done = _result(options, replace(episode, cameras=shown), tracked, world)
         with EpisodeWriter(options.out) as writer:
             number = writer.add(done)
         files = []
         if options.overlay:
             files = list(_overlays(options.out / f"overlay-{number:06d}", tracked, shown, films, done))
+    if options.world_out is not None:
+        _save_world(options, options.world_out, tracked, shown)
     _report(options, tracked, number, files)
 
 
-def open_film(video: Video, scratch: Path) -> Film:
-    """A video's frames on disk as raw pictures, so that any frame can be read at once."""
-    from gworld.data.clips import probe_clip, read_frames
-    from gworld.reconstruct.motion_film import Film
+def _coloured(world: World, words: tuple[str, ...]) -> World:
+    """The world with entities in plain colours."""
+    from gworld.scene.harmonics import sh_from_rgb
 
-    clip = probe_clip(video.path)
-    count = len(video.times)
-    shape = (count, clip.height, clip.width, 3)
-    if int(np.prod(shape, dtype=np.int64)) > MAX_BYTES:
-        raise InputError(f"`{video.path}` has {count} frames of {clip.width} x {clip.height}: too much. Cut it.")
-    pictures = np.memmap(scratch, np.uint8, "w+", shape=shape)
-    for row, frame in enumerate(read_frames(video.path, range(video.first, video.first + count))):
-        pictures[row] = frame
-    return Film(video.times.double().numpy(), pictures)
+    sh = world.gaussians.sh.clone()
+    links = {entity.name: entity.links for entity in world.entities}
+    for word in words:
+        name, _, text = word.rpartition("=")
+        try:
+            colour = [float(part) for part in text.split(",")]
+        except ValueError:
+            colour = []
+        if name not in links or len(colour) != 3 or not all(0 <= value <= 1 for value in colour):
+            raise UsageError(f"--colours {word}: NAME=R,G,B from 0 to 1 is needed, with a name of {', '.join(links)}.")
+        rows = torch.isin(world.gaussians.links.long(), torch.tensor(links[name]))
+        sh[rows] = 0.0
+        sh[rows, 0] = sh_from_rgb(torch.tensor(colour))
+    return replace(world, gaussians=replace(world.gaussians, sh=sh)) if words else world
 
 
-def _episode(options: Options) -> Episode:
+def _episode(options: Options, world: World) -> Episode:
     """The episode of the request, or one made of loose videos and their calibration."""
     from gworld.data.store import open_episodes, read_episode
 
-    if options.episodes is not None:
-        episode = read_episode(open_episodes(options.episodes), options.number)
-        if episode.cameras is None or not episode.videos:
-            raise InputError(f"episode {options.number} of `{options.episodes}` has no calibrated video; add cameras.")
-        return episode
-    if options.cameras is None:
-        raise UsageError("--video needs --cameras, the calibration of the videos.")
-    from gworld.capture.calibration import read_calibration
-    from gworld.data.clips import probe_clip
-
-    views = {view.name: view for view in read_calibration(options.cameras).views}
-    missing = [path.stem for path in options.video if path.stem not in views]
-    if missing:
-        raise InputError(f"`{options.cameras}` has no camera called {', '.join(missing)}; it has {', '.join(views)}.")
-    found = [views[path.stem] for path in options.video]
-    clips = [probe_clip(path) for path in options.video]
-    for view, clip in zip(found, clips, strict=True):
-        if view.model != "pinhole" or (view.width, view.height) != (clip.width, clip.height):
-            raise InputError(
-                f"`{clip.path}` is {clip.width} x {clip.height}, its camera a {view.model} of {view.width} x "
-                f"{view.height}; undistorted footage of the calibrated size is needed."
-            )
-    cameras = Cameras(
-        torch.stack([view.K for view in found]).float(),
-        torch.stack([view.world_from_camera for view in found]).float(),
-        clips[0].width,
-        clips[0].height,
-        names=tuple(view.name for view in found),
-    )
-    videos = tuple(Video(clip.path.stem, clip.path, torch.from_numpy(clip.times)) for clip in clips)
-    return Episode(videos[0].times, videos=videos, cameras=cameras, source=str(options.video[0]))
+    if options.episodes is None:
+        return loose_episode(options.video, options.times, options.cameras, world.cameras)
+    episode = read_episode(open_episodes(options.episodes), options.number)
+    if episode.cameras is None or not episode.videos:
+        raise InputError(f"episode {options.number} of `{options.episodes}` has no calibrated video; add cameras.")
+    return episode
 
 
 def _track(options: Options, world: World, episode: Episode, films: list[Film]) -> tuple[Tracked, Cameras]:
@@ -150,10 +151,7 @@ def _track(options: Options, world: World, episode: Episode, films: list[Film]) 
     rows = [row for row, name in enumerate(names) if name not in options.hold_out]
     if unknown or not rows:
         raise UsageError(f"--hold-out {' '.join(options.hold_out)} leaves nothing, or is not among {', '.join(names)}.")
-    inside = (episode.times >= (options.start or -np.inf)) & (episode.times <= (options.end or np.inf))
-    times = episode.times[inside]
-    if not len(times):
-        raise UsageError("no step of the recording lies between --start and --end.")
+    times = steps_of(episode, options.start, options.end, options.step)
     settings = options.track
     if settings.refine_cameras:
         first = [film.pictures[film.nearest(float(times[0]))] for film in films]
@@ -164,11 +162,8 @@ def _track(options: Options, world: World, episode: Episode, films: list[Film]) 
     for name, robot in robots.items():
         table = episode.joints.get(name)
         if options.joints == "auto" and table is not None and table.shape[1] == len(robot.free_joints):
-            recorded[name] = table[inside]
-    used = replace(
-        cameras, K=cameras.K[rows], world_from_camera=cameras.world_from_camera[rows], distortion=None, names=(),
-        links=tuple(cameras.links[row] for row in rows) if cameras.links else (),
-    )  # fmt: skip
+            recorded[name] = table[_rows_at(episode, times)]
+    used = some_cameras(cameras, rows)
     plates = scene_plates(world, used) if options.plates == "scene" else None
     chosen = [films[row] for row in rows]
     tracked = track_motion(
@@ -177,24 +172,50 @@ def _track(options: Options, world: World, episode: Episode, films: list[Film]) 
     return tracked, cameras
 
 
-def _result(episode: Episode, tracked: Tracked) -> Episode:
-    """The episode with what was tracked: link poses, joints, and how sure they are as signals."""
-    first = int(torch.searchsorted(episode.times, tracked.times[0]))
-    rows = slice(first, first + len(tracked.times))
+def _rows_at(episode: Episode, times: Tensor) -> Tensor:
+    """The rows of an episode's tables that hold at these times."""
+    return (torch.searchsorted(episode.times.double(), times.double() + 1e-9) - 1).clamp_min(0)
+
+
+def _result(options: Options, episode: Episode, tracked: Tracked, world: World) -> Episode:
+    """The episode with what was tracked: link poses, joints, how sure they are as signals, and what led there."""
+    from gworld.agents.binding import load_robot
+    from gworld.reconstruct.motion_actions import actions_from_joints
+
+    rows = _rows_at(episode, tracked.times)
     signals = {name: table[rows] for name, table in episode.signals.items()}
+    actions = {name: table[rows] for name, table in episode.actions.items()}
+    for agent in world.agents if options.actions == "auto" else ():
+        if agent.name in tracked.joints and agent.name not in actions and agent.action is not None:
+            robot = load_robot(world, agent.name)
+            actions[agent.name] = actions_from_joints(agent.action, robot, tracked.times, tracked.joints[agent.name])
     signals["tracking/pose_sigma"] = tracked.pose_sigma.flatten(1)
     signals["tracking/misfit"] = tracked.misfit[:, None]
     names = {key: value for key, value in episode.names.items() if not key.startswith("joints/")}
     return replace(
         episode,
         times=tracked.times,
-        actions={name: table[rows] for name, table in episode.actions.items()},
+        actions=actions,
         joints={**{name: table[rows] for name, table in episode.joints.items()}, **tracked.joints},
         link_poses=tracked.link_poses,
         link_names=tracked.link_names,
         signals=signals,
         names=names,
     )
+
+
+def _save_world(options: Options, folder: Path, tracked: Tracked, cameras: Cameras) -> None:
+    """The world as tracking left it, with what stands behind the bodies as its static scene."""
+    from gworld.formats.world import save_world
+    from gworld.reconstruct.motion_scene import plane_gaussians
+    from gworld.scene.gaussians import join_gaussians, select_gaussians
+
+    world = replace(tracked.world, cameras=cameras)
+    if options.plates == "video":
+        scene = plane_gaussians(tracked.plates, tracked.cameras, options.track.rig.plane, options.scene)
+        bodies = select_gaussians(world.gaussians, world.gaussians.links != 0)
+        world = replace(world, gaussians=join_gaussians([scene, bodies]))
+    save_world(world, folder, overwrite=options.overwrite)
 
 
 def _overlays(folder: Path, tracked: Tracked, cameras: Cameras, films: list[Film], episode: Episode) -> Iterator[Path]:
@@ -241,6 +262,7 @@ def _report(options: Options, tracked: Tracked, number: int, files: list[Path]) 
         "lost": lost,
         "sigma": sigma,
         "overlays": [str(path) for path in files],
+        "world": None if options.world_out is None else str(options.world_out),
         **tracked.facts,
     }
     if options.json:

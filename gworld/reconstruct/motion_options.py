@@ -46,3 +46,15 @@ class TrackOptions:
     """Refine the colours of what moves, and the cameras' exposure."""
     seed: int = 0
     """Seed of all searches."""
+
+
+@dataclass(frozen=True)
+class PlaneOptions:
+    """How plates are laid on a plane."""
+
+    pitch: float = 1.5
+    """Pixels from one Gaussian to the next, of the camera that sees the place finest."""
+    far: float = 4.0
+    """Nothing is laid farther from a camera than this (metres)."""
+    steps: int = 40
+    """Steps in which the colours are fitted."""
