@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.refine_measures import bilateral, disagreement, edge_shift, flicker, quality, total_variation
+from gworld.bench.refine_real import Judged, camera_views, skull_views
 from gworld.bench.refine_scene import (
     Stage,
     film_cameras,
@@ -28,22 +29,15 @@ from gworld.bench.refine_scene import (
     take_photos,
 )
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
-from gworld.capture.undistort import undistort_views
+from gworld.bench.track_real import HOME
 from gworld.data.pairset import Pair
 from gworld.errors import InputError
-from gworld.formats.colmap import read_colmap
-from gworld.reconstruct.pairs import (
-    PairOptions,
-    Scene,
-    cameras_at,
-    fit_scene,
-    look,
-    scene_pairs,
-    true_pictures,
-)  # fmt: skip
+from gworld.reconstruct.pairs import PairOptions, Scene, fit_scene, scene_pairs
+from gworld.reconstruct.rounds import RoundOptions, write_back
 from gworld.refine.network import Refiner, RefinerConfig, count_parameters
-from gworld.refine.sample import Film, changed_share, refine_clip
+from gworld.refine.sample import Film, changed_share, refine_clip, refine_views
 from gworld.refine.saved import load_refiner
+from gworld.refine.several import drawn_by, settle
 from gworld.refine.train import TrainConfig, train
 from gworld.render.conditions import stream_clip
 from gworld.render.metrics import psnr
@@ -64,11 +58,12 @@ class Effort:
     photos: int = 24
     views: int = 8
     frames: int = 12
-    asides: tuple[float, ...] = (0.1, 0.25, 0.5)
+    asides: tuple[float, ...] = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5)
     pairs: PairOptions = PAIRS
     train: TrainConfig = LEARNING
     width: int = 24
     spacing: float = 0.012
+    fits: int = 3
     loop: int = 600
     sides: tuple[int, ...] = (128, 192, 256)
     switches: tuple[str, ...] = SWITCHES
@@ -76,7 +71,7 @@ class Effort:
 
 QUICK = Effort(
     (48, 40), 9, 2, 3, (0.1,), PairOptions(hold_out=0, steps=20, gaussians=800, ways=("underfit",), early=(0.5,)),
-    TrainConfig(steps=2, crop=40, batch=1), 8, 0.05, 6, (64,), ("references",),
+    TrainConfig(steps=2, crop=40, batch=1), 8, 0.05, 2, 6, (64,), ("references",),
 )  # fmt: skip
 
 
@@ -97,12 +92,102 @@ def rows(given: BenchInput) -> Iterator[Row]:
             yield from view_rows(kind, clip, scene.references, models)
             film = judged(scene, stage, film_cameras(effort.frames, *effort.size))
             yield from film_rows(kind, film, scene.references, models)
-        yield from aside_rows(fits["sparse"], stage, models, effort)
+        sparse = further_fits(fits["sparse"], views, options, effort, folder)
+        yield from several_rows(sparse, stage, shipped, effort)
+        yield from written_rows(sparse[0], views, stage, shipped, effort, options, folder)
+        yield from aside_rows(sparse, stage, models, effort)
         yield from recall_rows(fits["sparse"], stage, shipped, effort)
         yield from switch_rows(shipped, fits["underfit"], stage, effort)
         yield from speed_rows(shipped, effort)
-        if given.data is not None and (given.data / "skull_ccby").is_dir():
-            yield from skull_rows(given.data / "skull_ccby", folder, models["cross-scene"], effort, given.seed)
+        if given.data is not None:
+            yield from real_rows(given.data, folder, shipped, effort, given.seed)
+
+
+def sparse_photos(views: Views) -> Views:
+    """The photos that the sparse fit of `short_fits` has."""
+    return replace(views, views=views.views[:: max(1, len(views) // 8)])
+
+
+def further_fits(first: Scene, views: Views, options: PairOptions, effort: Effort, folder: Path) -> list[Scene]:
+    """The sparse fit and others of the same photos by further seeds."""
+    more = range(1, effort.fits)
+    few = sparse_photos(views)
+    return [
+        first,
+        *(fit_scene(few, replace(options, seed=options.seed + k), folder / f"more-{k}") for k in more),
+    ]
+
+
+def several_rows(scenes: list[Scene], stage: Stage, model: Refiner, effort: Effort) -> Iterator[Row]:
+    """Several fits of the same few photos, each refined with the help of the others: mean over which is the first."""
+    for kind, cameras in (
+        ("held-out views", held_out_cameras(stage, effort.views)),
+        ("film", film_cameras(effort.frames, *effort.size)),
+    ):
+        found: dict[str, list[tuple[float, float]]] = {"raw": [], "median": [], "refined": []}
+        moving, change, base, off = [], [], [], []
+        for row, scene in enumerate(scenes):
+            clip = judged(scene, stage, cameras)
+            others = [other.gaussians for k, other in enumerate(scenes) if k != row]
+            median = torch.cat([settle(clip[t], drawn_by(others, clip[t])).rgb for t in range(len(clip))])
+            refine = refine_clip if kind == "film" else refine_views
+            made = refine(model, clip, scene.references, others=others)
+            assert clip.truth is not None
+            for name, pictures in (("raw", clip.rgb), ("median", median), ("refined", made)):
+                found[name].append(quality(pictures, clip.truth))
+            change.append(100 * changed_share((made - clip.rgb).abs().amax(-1)))
+            measure = flicker if kind == "film" else disagreement
+            moving.append(255 * measure(made, clip))
+            base.append(255 * measure(clip.rgb, clip))
+            off.append(edge_shift(made, clip))
+        name = f"sparse, {kind}, {len(scenes)} fits"
+        raw = found["raw"]
+        yield Row(f"{name}, raw renders", _mean([each[0] for each in raw]), "dB", note=_spread(raw))
+        gains = {key: [(a[0] - b[0], a[1] - b[1]) for a, b in zip(found[key], raw, strict=True)] for key in found}
+        median_gain, gain = (_mean([each[0] for each in gains[key]]) for key in ("median", "refined"))
+        yield Row(f"{name}, median where in doubt - raw", median_gain, "dB", note=_spread(gains["median"]))
+        yield at_least(f"{name}, cross-scene on it - raw", gain, "dB", 1.0, note=_spread(gains["refined"]))
+        yield at_least(f"{name}, cross-scene on it, pixels changed", _mean(change), "%", 10.0)
+        words = "flicker" if kind == "film" else "one surface in two views"
+        yield at_most(f"{name}, cross-scene on it, {words}", _mean(moving), "of 255", _mean(base))
+        yield at_most(f"{name}, cross-scene on it, edges of depth moved", _mean(off), "px", 0.05)
+
+
+def written_rows(
+    scene: Scene, views: Views, stage: Stage, model: Refiner, effort: Effort, options: PairOptions, folder: Path
+) -> Iterator[Row]:
+    """Refined views written back into the sparse fit: the new world as it is drawn, and refined again."""
+
+    def refine(clip: Clip, photos: Clip) -> Tensor:
+        return refine_views(model, clip, photos)
+
+    told = RoundOptions(fits=effort.fits)
+    *_, after = write_back(scene, sparse_photos(views), refine, folder / "rounds", options, told)
+    for kind, cameras in (
+        ("held-out views", held_out_cameras(stage, effort.views)),
+        ("film", film_cameras(effort.frames, *effort.size)),
+    ):
+        before, new = judged(scene, stage, cameras), judged(after, stage, cameras)
+        assert before.truth is not None
+        raw, raw_ssim = quality(before.rgb, before.truth)
+        again = (refine_clip if kind == "film" else refine_views)(model, new, after.references)
+        for name, made in (("written back", new.rgb), ("written back and refined", again)):
+            found, alike = quality(made, before.truth)
+            note = f"SSIM {alike - raw_ssim:+.4f}"
+            yield at_least(f"sparse, {kind}, {name} - raw", found - raw, "dB", 1.0, note=note)
+            if kind == "film":
+                base = 255 * flicker(before.rgb, before)
+                yield at_most(f"sparse, {kind}, {name}, flicker", 255 * flicker(made, new), "of 255", base)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(found: list[tuple[float, float]]) -> str:
+    """SSIM's mean, and the least and most dB."""
+    each = [pair[0] for pair in found]
+    return f"{min(each):.2f} to {max(each):.2f} dB, SSIM {_mean([pair[1] for pair in found]):+.4f}"
 
 
 def own_models(views: Views, options: PairOptions, effort: Effort, folder: Path, seed: int) -> dict[str, Refiner]:
@@ -128,7 +213,7 @@ def view_rows(kind: str, clip: Clip, photos: Clip, models: dict[str, Refiner]) -
         found, alike = quality(made, clip.truth)
         yield Row(f"{name}, {label} - raw", found - raw, "dB", note=f"SSIM {alike - raw_ssim:+.4f}")
     for label, model in models.items():
-        made = refine_clip(model, clip, photos)
+        made = refine_views(model, clip, photos)
         found, alike = quality(made, clip.truth)
         note = f"SSIM {alike - raw_ssim:+.4f}"
         share = changed_share((made - clip.rgb).abs().amax(-1))
@@ -167,25 +252,29 @@ def film_rows(kind: str, film: Clip, photos: Clip, models: dict[str, Refiner]) -
         yield at_most(f"{kind}, film, {label}, flicker", 255 * flicker(made, film), "of 255", base)
 
 
-def aside_rows(scene: Scene, stage: Stage, models: dict[str, Refiner], effort: Effort) -> Iterator[Row]:
+def aside_rows(scenes: list[Scene], stage: Stage, models: dict[str, Refiner], effort: Effort) -> Iterator[Row]:
     """Films further and further off the photos' path: the drop of PSNR against the path, raw and refined."""
+    scene, others = scenes[0], [other.gaussians for other in scenes[1:]]
+    cross = models["cross-scene"]
 
-    def drawn(aside: float) -> Clip:
-        return judged(scene, stage, film_cameras(effort.frames, *effort.size, aside=aside))
-
-    def scores(clip: Clip) -> dict[str, float]:
+    def scores(aside: float) -> dict[str, float]:
+        clip = judged(scene, stage, film_cameras(effort.frames, *effort.size, aside=aside))
         assert clip.truth is not None
-        made = {label: refine_clip(models[label], clip, scene.references) for label in ("cross-scene", "own scene")}
-        return {label: quality(pictures, clip.truth)[0] for label, pictures in {"raw": clip.rgb, **made}.items()}
+        made = {
+            "raw": clip.rgb,
+            "cross-scene": refine_clip(cross, clip, scene.references),
+            "own scene": refine_clip(models["own scene"], clip, scene.references),
+            f"cross-scene on {len(scenes)} fits": refine_clip(cross, clip, scene.references, others=others),
+        }
+        return {label: quality(pictures, clip.truth)[0] for label, pictures in made.items()}
 
-    path = scores(drawn(0.0))
+    path = scores(0.0)["raw"]
     for aside in effort.asides:
-        found = scores(drawn(aside))
-        drop = path["raw"] - found["raw"]
-        for label in ("cross-scene", "own scene"):
-            left = path["raw"] - found[label]
+        found = scores(aside)
+        drop = path - found.pop("raw")
+        for label, score in found.items():
             yield at_most(
-                f"sparse, {100 * aside:.0f} cm off the path, {label}, drop against raw on the path", left, "dB",
+                f"sparse, {100 * aside:.0f} cm off the path, {label}, drop against raw on the path", path - score, "dB",
                 0.5 * max(drop, 0.0), baseline=drop,
             )  # fmt: skip
 
@@ -238,17 +327,24 @@ def speed_rows(model: Refiner, effort: Effort) -> Iterator[Row]:
         yield Row(f"{side} x {side} pixels, memory", peak_growth(step) / 2**20, "MB")
 
 
-def skull_rows(place: Path, folder: Path, model: Refiner, effort: Effort, seed: int) -> Iterator[Row]:
-    """Real photos: a fit of eight of them, seen from others."""
-    views = undistort_views(read_colmap(place), folder / "skull")
-    ordered = sorted(views.views, key=lambda view: view.name)
-    few = ordered[:: max(1, len(ordered) // 8)][:8]
-    others = [view for view in ordered if view not in few][:: max(1, len(ordered) // 12)]
+def real_rows(data: Path, folder: Path, model: Refiner, effort: Effort, seed: int) -> Iterator[Row]:
+    """Real pictures, before and after, with one fit and with several."""
     options = replace(effort.pairs, longest=max(effort.size), gaussians=0 if effort.loop > 99 else 500, seed=seed)
-    scene = fit_scene(replace(views, views=tuple(few)), options, folder / "skull-fit")
-    held_out = replace(views, views=tuple(others))
-    clip = look(scene, cameras_at(held_out, options.longest), true_pictures(held_out, options.longest))
-    yield from view_rows("skull, 8 photos", clip, scene.references, {"cross-scene": model})
+    found: list[Judged] = []
+    if (data / "skull_ccby").is_dir():
+        found += skull_views(data / "skull_ccby", folder, options, effort.fits)
+    if (data / "embodied_gaussians" / HOME).is_dir():
+        found += camera_views(data / "embodied_gaussians", folder, options, effort.fits)
+    for name, clip, scenes in found:
+        yield from view_rows(name, clip, scenes[0].references, {"cross-scene": model})
+        others = [scene.gaussians for scene in scenes[1:]]
+        made = refine_views(model, clip, scenes[0].references, others=others)
+        assert clip.truth is not None
+        raw, after = quality(clip.rgb, clip.truth), quality(made, clip.truth)
+        note = f"SSIM {after[1] - raw[1]:+.4f}"
+        yield at_least(
+            f"{name}, held-out views, cross-scene on {len(scenes)} fits - raw", after[0] - raw[0], "dB", 1.0, note=note
+        )
 
 
 def shipped_folder() -> Path:
