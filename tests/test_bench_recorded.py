@@ -90,7 +90,7 @@ def test_errands_out_of_sight_are_the_same_when_looked_at(recorded: Recorded) ->
     policy = {name: "expert" if name == names[1] else "null" for name in names}
     trace, _ = simulate_episode(recorded.simulation, policy, 31, 0.6)
     errand = run_errand(recorded, shipped_stepper("nothing of this name", recorded.world), trace)
-    assert errand.same and len(errand.off) == len(errand.way)
+    assert errand.same and len(errand.off) == len(errand.way) == len(errand.ceiling) == len(errand.names)
     assert state_at(trace, 2).world_from_link.shape == (len(recorded.world.links), 4, 4)
 
 
