@@ -44,16 +44,17 @@ class Pusher:
 
 POLICIES = (
     Pusher("brisk"),
-    Pusher("slow", speed=0.22),
+    Pusher("slow", speed=0.25),
     Pusher("slower", speed=0.17),
     Pusher("skewed", skew=0.25),
-    Pusher("more skewed", skew=0.45),
+    Pusher("more skewed", skew=0.5),
     Pusher("wide", around=0.18),
-    Pusher("wide and slow", speed=0.26, around=0.18),
+    Pusher("wide and slow", speed=0.3, around=0.18),
     Pusher("rarely looks", every=8),
     Pusher("rarely looks, slow", speed=0.26, every=12),
     Pusher("tight", around=0.10),
 )
+"""Chosen by their success in the true simulator alone, from 40 other starts than those judged, to lie apart."""
 
 
 def rows(given: BenchInput) -> Iterator[Row]:

@@ -60,6 +60,7 @@ def reconstruct_scan(scan: Scan, progress: Callable[[str, float], None]) -> dict
     learn, judge = (numbers[:-1], numbers[-1]) if len(numbers) > 1 else (numbers, None)
     chosen = sorted({learn[round(place)] for place in np.linspace(0, len(learn) - 1, min(SCANS, len(learn)))})
     footage = read_footage(bound, [read_episode(store, number) for number in chosen], INSTANTS)
+    held = None if judge is None else read_footage(bound, [read_episode(store, judge)], FILMED)
     say(f"{len(footage)} pictures of {len(footage.cameras)} cameras from {len(chosen)} of {len(store)} episodes")
     with atomic_folder(scan.out, own=OWN, overwrite=scan.overwrite):
         pass
@@ -67,9 +68,8 @@ def reconstruct_scan(scan: Scan, progress: Callable[[str, float], None]) -> dict
     world = replace(world, folder=bound.folder, dynamics=bound.dynamics, refiner=None)
     save_world(world, scan.out / "world")
     facts: dict[str, Any] = {"out": str(scan.out), "gaussians": len(world.gaussians), "pictures": len(footage)}
-    if judge is None:
+    if held is None:
         return facts | {"psnr": None, "lines": _lines(scan, world, "nothing was held out: there is one episode")}
-    held = read_footage(bound, [read_episode(store, judge)], FILMED)
     found, plain = judge_world(world, footage, held, scan.out / "held-out.mp4")
     result = (
         f"{found:.1f} dB on episode {judge}, which nothing was learned from (each camera's usual picture {plain:.1f})"
