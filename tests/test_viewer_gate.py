@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import http.client
 import io
 import os
@@ -18,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from gworld.errors import UsageError
-from gworld.viewer.gate import Gate, is_loopback, open_gate, open_server
+from gworld.viewer.gate import Gate, _Visitor, is_loopback, open_gate, open_server
 from gworld.viewer.messages import is_well_formed
 
 VERSION = f"viser-v{viser.__version__}"
@@ -245,6 +246,26 @@ def test_ten_thousand_malformed_messages_leave_the_server_alive(plain: tuple[Gat
         visitor.send(msgspec.msgpack.encode(CAMERA))
         arrives(server, 1)
     arrives(server, 0)
+
+
+def test_nothing_is_kept_of_visitors_who_left() -> None:
+    def ours(gate: Gate) -> int:
+        return sum(type(thing) is _Visitor and thing._gate is gate for thing in gc.get_objects())
+
+    gc.disable()  # what goes on by itself now and then must not be waited for
+    try:
+        with opened() as (gate, server):
+            for _ in range(3):
+                with visit(gate) as visitor:
+                    visitor.send(msgspec.msgpack.encode(CAMERA))
+                    arrives(server, 1)
+                arrives(server, 0)
+            end = time.monotonic() + 10
+            while (held := ours(gate)) and time.monotonic() < end:
+                time.sleep(0.2)
+            assert held == 0
+    finally:
+        gc.enable()
 
 
 def test_a_visitor_who_does_not_read_holds_up_nobody(plain: tuple[Gate, viser.ViserServer]) -> None:

@@ -25,6 +25,7 @@ from gworld.simulate.files import write_rollout
 from gworld.simulate.policies import Policy, PolicyInput
 from gworld.simulate.stepper import read_state
 from gworld.simulate.tasks import Judge, Judged, Task
+from gworld.viewer.tape import Tape
 
 HAND, REPLAY = "sliders", "replay"
 WORDS = {HAND: "human"}
@@ -50,9 +51,7 @@ class Driver:
         self.told = {name: np.zeros(len(spec)) for name, spec in engine.specs.items()}
         self.recording = False
         self.saved: WorldState | None = None
-        self._kept: tuple[list[Tensor], list[dict[str, Tensor]]] = ([], [])
-        self._poses: list[Tensor] = []
-        self._done: list[dict[str, Tensor]] = []
+        self.left = False  # something else was driven than what led to the remembered state
         self._drivers: dict[str, set[str]] = {}
         self._policy: Policy | None = None
         self.reset()
@@ -78,7 +77,7 @@ class Driver:
     @property
     def steps(self) -> int:
         """Steps since the reset."""
-        return len(self._done)
+        return len(self._tape)
 
     def reset(self) -> None:
         """Begin anew at rest; sliders go to where the agents stand. A recording ends."""
@@ -86,7 +85,7 @@ class Driver:
         if self.task is not None:
             self.task.draw(self.engine.generators)
         self.recording = False
-        self._poses, self._done = [torch.from_numpy(self.poses)], []
+        self._tape, self.left = Tape(self.poses), False
         self._drivers = {agent: set() for agent in self.engine.specs}
         self._settle()
 
@@ -130,11 +129,11 @@ class Driver:
         """One step of the engine; of drives longer than `MAX_STEPS` only the motion goes on."""
         told = self.actions()
         self.engine.step(told)
-        if len(self._done) >= MAX_STEPS:
+        self.left = True
+        if len(self._tape) >= MAX_STEPS:
             self.recording = False
             return
-        self._done.append({name: value[0].clone() for name, value in told.items()})
-        self._poses.append(torch.from_numpy(self.poses))
+        self._tape.add(told, self.poses)
         for agent, mode in self.modes.items():
             self._drivers[agent].add(mode)
 
@@ -150,17 +149,17 @@ class Driver:
 
     def driven(self) -> Rollout | None:
         """All that happened since the reset, as the actions from rest repeat it; None without a step."""
-        if not self._done:
+        tape = self._tape
+        if not len(tape):
             return None
         actions = {}
         for name, spec in self.engine.specs.items():
-            blank = torch.full((len(spec),), math.nan)
-            actions[name] = torch.stack([*(done[name] for done in self._done), blank])
-        times = self.engine.options.step * torch.arange(len(self._poses), dtype=torch.float64)
+            actions[name] = torch.cat([tape.told(name), torch.full((1, len(spec)), math.nan)])
+        times = self.engine.options.step * torch.arange(len(tape) + 1, dtype=torch.float64)
         names = tuple(link.name for link in self.engine.world.links)
         folder = self.engine.world.folder
         world = folder.name if folder else ""
-        return Rollout(times, torch.stack(self._poses), names, actions, (self.seed,), "", world)
+        return Rollout(times, tape.poses(), names, actions, (self.seed,), "", world)
 
     def behaviours(self) -> dict[str, str]:
         """Who chose each agent's actions since the reset, in the words of episodes."""
@@ -169,7 +168,7 @@ class Driver:
 
     def save(self) -> None:
         """Remember the state, to branch from."""
-        self.saved, self._kept = self.engine.save(), (list(self._poses), list(self._done))
+        self.saved, self._kept, self.left = self.engine.save(), self._tape.copy(), False
 
     def back(self) -> bool:
         """Return to the remembered state and what led to it; False where there is none.
@@ -179,15 +178,9 @@ class Driver:
         if self.saved is None:
             return False
         self.engine.reset(self.seed, self.saved)
-        self._poses, self._done = list(self._kept[0]), list(self._kept[1])
+        self._tape, self.left = self._kept.copy(), False
         self._settle()
         return True
-
-    @property
-    def left(self) -> bool:
-        """Whether something else was driven than what led to the remembered state."""
-        kept = self._kept[1]
-        return bool(self._done) and (len(self._done) != len(kept) or self._done[-1] is not kept[-1])
 
     def hand_link(self, agent: str) -> int | None:
         """The link of the world that a gizmo of this agent drags; None where joints have no targets to be set."""
