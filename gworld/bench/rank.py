@@ -50,7 +50,7 @@ POLICIES = (
     Pusher("more skewed", skew=0.5),
     Pusher("wide", around=0.18),
     Pusher("wide and slow", speed=0.3, around=0.18),
-    Pusher("rarely looks", every=8),
+    Pusher("rarely looks", every=7),
     Pusher("rarely looks, slow", speed=0.26, every=12),
     Pusher("tight", around=0.10),
 )

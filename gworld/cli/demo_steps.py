@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gworld.dynamics.drives import world_drives
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.dynamics.recordings import gather_recordings, split_recordings
 from gworld.dynamics.saved import save_model
+from gworld.dynamics.stages_contact import ContactConfig
 from gworld.dynamics.train import TrainConfig, train
 from gworld.errors import InputError
 from gworld.files import read_json
@@ -108,7 +109,9 @@ def learn_motion(recording: Recording, out: Path, steps: int, effort: float) -> 
     learn, judge = split_recordings(data, 0.15, torch.Generator().manual_seed(0))
     network = NetworkConfig(substeps=4, length=float(data.scene.scale.mean()), support=True, residual=False)
     alone = max(10, round(300 * min(effort, 1.0)))
+    contact = ContactConfig(steps=max(1, round(ContactConfig.steps * min(effort, 1.0))))
     config = TrainConfig(steps=steps, batch=16, horizons=(2, 4), noise=0.0, alone=alone, every=max(steps // 2, 1))
+    config = replace(config, contact=contact)
     model = Dynamics(network)
     train(model, learn, judge, config, None, lambda step, loss: say(f"  step {step}: {loss:.4f} radii off"))
     save_model(model, out / "dynamics")

@@ -22,7 +22,7 @@ class Options:
     """What is generated in which world, and by whom."""
 
     world: Path
-    """The world folder."""
+    """The world folder, or the run that holds it."""
     out: Path
     """The episode store: made, or gone on with; episodes that it has already are not made again."""
     episodes: int = 100
@@ -82,6 +82,7 @@ def run(options: Options) -> None:
     be used and for episodes that were never plausible, `MissingBackendError` without Ray where it is asked for.
     """
     from gworld.files import refuse_existing
+    from gworld.formats.registry import world_folder
     from gworld.simulate.generate import Recipe
     from gworld.simulate.produce import PARTS, Plan, produce
     from gworld.simulate.variation import Variation, load_variation
@@ -95,7 +96,8 @@ def run(options: Options) -> None:
     variation = Variation() if options.vary is None else load_variation(options.vary)
     same = ("world", "dynamics", "seconds", "rate", "policy", "seed", "start", "limits", "tries")
     films = ("video", "labels", "width", "cameras")
-    recipe = Recipe(variation=variation, **{name: getattr(options, name) for name in (*same, *films)})
+    chosen = {name: getattr(options, name) for name in (*same, *films)} | {"world": world_folder(options.world)}
+    recipe = Recipe(variation=variation, **chosen)
     plan = Plan(options.episodes, options.demos, options.demo_share, options.hard_share, options.spread, options.round)
     begin = time.monotonic()
     backend = _backend(options, recipe, options.out / PARTS)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gworld.dynamics.state import Motion
 from gworld.errors import UsageError
+from gworld.formats.registry import world_folder
 from gworld.formats.world import load_world
 from gworld.render.video import as_uint8
 from gworld.scene.cameras import Cameras, resize_cameras
@@ -63,7 +64,7 @@ class Episodes:
     """W worlds, each in its own episode: arrays in, arrays out; the environments only differ in how they wrap it."""
 
     def __init__(self, world: World | str | Path, setting: Setting, worlds: int = 1) -> None:
-        self.world = world if isinstance(world, World) else load_world(world)
+        self.world = world if isinstance(world, World) else load_world(world_folder(world))
         self.setting = setting
         stepper = setting.stepper or open_stepper(self.world, setting.step, setting.dynamics)
         self.engine = Engine(self.world, stepper, EngineOptions(setting.step, worlds, setting.jitter))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gworld.dynamics.state import Motion
 from gworld.errors import MissingBackendError, UsageError
+from gworld.formats.registry import world_folder
 from gworld.formats.world import load_world
 from gworld.geometry import pose_from_transform
 from gworld.scene.rollout import Rollout
@@ -63,7 +64,7 @@ def simulate(
     kinematics and objects stay. With `deviations` the rollout tells how sure every link's place is (about four times
     the time). Raises `InputError` for actions that do not fit the world.
     """
-    found = world if isinstance(world, World) else load_world(world)
+    found = world if isinstance(world, World) else load_world(world_folder(world))
     size = 1 / 30 if step is None else step
     if (actions is None) == (policy is None):
         raise UsageError("either actions or a policy is needed to simulate; one of the two.")
