@@ -333,8 +333,8 @@ def real_rows(data: Path, folder: Path, model: Refiner, effort: Effort, seed: in
     found: list[Judged] = []
     if (data / "skull_ccby").is_dir():
         found += skull_views(data / "skull_ccby", folder, options, effort.fits)
-    if (data / "embodied_gaussians" / HOME).is_dir():
-        found += camera_views(data / "embodied_gaussians", folder, options, effort.fits)
+    if (data / HOME).is_dir():
+        found += camera_views(data, folder, options, effort.fits)
     for name, clip, scenes in found:
         yield from view_rows(name, clip, scenes[0].references, {"cross-scene": model})
         others = [scene.gaussians for scene in scenes[1:]]
