@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import viser
 
 from gworld.data.shapes import plain as paint
 from gworld.data.shapes import sphere
@@ -15,9 +16,10 @@ from gworld.scene.episode import Episode
 from gworld.scene.links import Link
 from gworld.scene.rollout import Rollout
 from gworld.scene.world import Entity, World
+from gworld.viewer.app import Subject, Viewer, ViewOptions
 from gworld.viewer.panels import plain
 from gworld.viewer.player import Player, fit_rollout, rollout_of
-from gworld.viewer.splats import colours_of, coverage_colours, make_clouds, thin_out
+from gworld.viewer.splats import LEVELS, Cloud, colours_of, coverage_colours, make_clouds, scale_colours, thin_out
 from gworld.viewer.stage import node_names
 from tests.acting import acting_world
 
@@ -107,6 +109,43 @@ def test_motion_is_fitted_to_the_world_by_names() -> None:
     assert fitted.link_poses[:, 2, 1].tolist() == [3.0] * 31
     with pytest.raises(InputError, match="--world"):
         fit_rollout(replace(turning(), link_names=("world", "arm")), world)
+
+
+def test_splats_are_coloured_by_how_sure_their_place_is() -> None:
+    """Blue where the rollout begins, red where it is least sure; splats travel only from step to step of the scale."""
+    std = torch.stack([torch.zeros(31), torch.linspace(0, 0.047, 31)], dim=1)
+    rollout = replace(turning(), link_std=std)
+    world = replace(ball_world(), metric=True)
+    viewer = Viewer(Subject(world, "sure", {"told": lambda: rollout, "silent": turning}), ViewOptions(port=0))
+    try:
+        viewer.tick(0.0)
+        viewer.scene.colour.value = "uncertainty"
+        viewer.scene._paint()
+        assert viewer.player is not None and viewer.player.top == pytest.approx(0.05)
+        assert viewer.scene.scale.visible and "0 to 50 mm" in viewer.scene.legend.content
+        sent: list[int] = []
+        send = viewer.stage._send
+
+        def counted(cloud: Cloud, colours: np.ndarray, visible: bool) -> viser.GaussianSplatHandle:
+            sent.append(cloud.link)
+            return send(cloud, colours, visible)
+
+        viewer.stage._send = counted  # type: ignore[method-assign]  # to count what travels
+        for frame in range(31):
+            viewer.seek(frame)
+        assert len(sent) == LEVELS and set(sent) == {1}
+        viewer.scene.refresh()
+        assert "47 mm (ball)" in viewer.scene.legend.content
+        first, last = scale_colours(np.array([0.0, 1.0]))
+        assert first[2] > 2 * first[0] and last[0] > 2 * last[2]
+        seen = colours_of(world, "uncertainty", levels=np.array([0, LEVELS, 0]))
+        assert bool((seen[:, 0] > 2 * seen[:, 2]).all())
+        viewer.open_recording("silent")
+        viewer.scene.refresh()
+        assert viewer.stage.levels is None and "tells no uncertainty" in viewer.scene.legend.content
+        assert not viewer.scene.scale.visible
+    finally:
+        viewer.close()
 
 
 def test_links_lost_from_sight_stay_where_they_were() -> None:

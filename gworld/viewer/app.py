@@ -125,7 +125,7 @@ class Viewer:
             with tabs.add_tab("Motion"):
                 self.motion = MotionPanel(self)
         with tabs.add_tab("Scene"):
-            ScenePanel(self)
+            self.scene = ScenePanel(self)
         with tabs.add_tab("Edit"):
             self.edit = EditPanel(self)
         with tabs.add_tab("Picture"):
@@ -183,16 +183,20 @@ class Viewer:
             if free:
                 self._turning.release()
 
-    def show(self, poses: Float[np.ndarray, "L 7"], time: float) -> None:
+    def show(self, poses: Float[np.ndarray, "L 7"], time: float, player: Player | None = None) -> None:
         """Move everything to where it is `time` seconds after its start, and what it is compared with."""
         self.stage.show(poses)
+        if player is None:
+            self.stage.doubt(None)
+        else:
+            self.stage.doubt(player.std, player.top)
         if self.ghost is not None:
             self.ghost.show(time)
             self.gap = gap_between(self.world, poses, self.ghost.poses)
 
     def _show_player(self) -> None:
         if self.player is not None:
-            self.show(self.player.poses(), self.player.time)
+            self.show(self.player.poses(), self.player.time, self.player)
 
     def add_recording(self, name: str, rollout: Rollout) -> None:
         """Offer one more motion on the timeline."""
@@ -283,5 +287,6 @@ class Viewer:
             self.motion.refresh()
         if self.drive is not None:
             self.drive.refresh(self.live)
+        self.scene.refresh()
         self.picture.refresh()
         self.edit.refresh()

@@ -7,7 +7,9 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import viser
+from jaxtyping import UInt8
 from PIL import Image
 
 from gworld.scene.cameras import Cameras
@@ -18,13 +20,22 @@ from gworld.viewer.ghost import MODES
 from gworld.viewer.keep import KINDS, keep_as
 from gworld.viewer.pixels import view_of
 from gworld.viewer.player import SPEEDS
-from gworld.viewer.splats import COLOURS
+from gworld.viewer.splats import COLOURS, LEVELS, scale_colours
 
 if TYPE_CHECKING:
     from gworld.viewer.app import Viewer
 
 MAX_BODIES = 60
 NOTHING = "nothing"
+
+
+LEGENDS = {
+    "rgb": "Their own colours.",
+    "agent": "A colour for each agent and object; what stands still is grey.",
+    "link": "A colour for each link; what stands still is grey.",
+    "uncertainty": "What is shown tells no uncertainty. `gworld simulate --deviations` writes it into a rollout.",
+    "coverage": "Red: seen by no view; yellow: by one; green: by eight or more.",
+}
 
 
 def plain(text: str) -> str:
@@ -38,8 +49,13 @@ class ScenePanel:
     def __init__(self, viewer: Viewer) -> None:
         gui, stage, world = viewer.server.gui, viewer.stage, viewer.world
         modes = COLOURS if stage.views is not None else COLOURS[:-1]
-        colour = gui.add_dropdown("Colour by", modes, hint="its own colour, whose it is, or how many views saw it")
-        colour.on_update(lambda event: viewer.do(lambda: stage.paint(colour.value)))
+        self.viewer = viewer
+        self.colour = gui.add_dropdown(
+            "Colour by", modes, hint="its own colour, whose it is, how sure its place is, or how many views saw it"
+        )
+        self.scale = gui.add_image(_scale(), format="png", visible=False)
+        self.legend = gui.add_markdown("")
+        self.colour.on_update(lambda event: viewer.do(self._paint))
         if world.cameras is not None:
             self._cameras(viewer)
         with gui.add_folder("Visible"):
@@ -48,6 +64,30 @@ class ScenePanel:
                 self._bind(viewer, box, entity.name)
             if len(world.entities) > MAX_BODIES:
                 gui.add_markdown(f"and {len(world.entities) - MAX_BODIES} more; the scene tree of viser has them all.")
+
+    def _paint(self) -> None:
+        if self.colour.value in COLOURS:
+            self.viewer.stage.paint(self.colour.value)
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Say what the colours mean."""
+        mode, viewer = self.viewer.stage.mode, self.viewer
+        player = None if viewer.live or viewer.stage.levels is None else viewer.player
+        std = None if player is None else player.std
+        told = mode == "uncertainty" and player is not None and std is not None
+        if self.scale.visible != told:
+            self.scale.visible = told
+        self.legend.content = LEGENDS[mode]
+        if told and player is not None and std is not None:
+            worst = viewer.world.links[int(std.argmax())].name
+            self.legend.content = (
+                f"0 to {self._length(player.top)}: one standard deviation of each link's place, along an axis. "
+                f"Now at most {self._length(float(std.max()))} ({plain(worst)})."
+            )
+
+    def _length(self, value: float) -> str:
+        return f"{1000 * value:.3g} mm" if self.viewer.world.metric else f"{value:.3g} units"
 
     def _bind(self, viewer: Viewer, box: Any, name: str) -> None:
         box.on_update(lambda event: viewer.do(lambda: viewer.stage.draw_entity(name, box.value)))
@@ -66,6 +106,12 @@ class ScenePanel:
         def _(event: Any) -> None:
             if event.client is not None and choice.value in names:
                 viewer.stage.enter(event.client, names.index(choice.value))
+
+
+def _scale() -> UInt8[np.ndarray, "H W 3"]:
+    """The scale of uncertainty from left to right, in its steps."""
+    steps = np.repeat(np.arange(LEVELS + 1) / LEVELS, 24)
+    return np.tile((255 * scale_colours(steps)).astype(np.uint8)[None], (14, 1, 1))
 
 
 class MotionPanel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,6 +58,24 @@ class Player:
         """Poses of all links now."""
         return poses_at(self.rollout, float(self.rollout.times[0]) + self.time).numpy()
 
+    @property
+    def std(self) -> Float[np.ndarray, " L"] | None:
+        """How sure the place of every link is now: standard deviations in metres; None where nothing tells."""
+        std = self.rollout.link_std
+        if std is None:
+            return None
+        times = (self.rollout.times - self.rollout.times[0]).numpy()
+        late = min(self.frame + 1, len(times) - 1)
+        share = 0.0 if late == self.frame else (self.time - times[self.frame]) / (times[late] - times[self.frame])
+        return torch.lerp(std[self.frame], std[late], float(min(max(share, 0.0), 1.0))).numpy()
+
+    @cached_property
+    def top(self) -> float:
+        """Where a scale of uncertainty ends: the largest standard deviation, rounded up to one digit."""
+        most = 0.0 if self.rollout.link_std is None else float(self.rollout.link_std.max())
+        digit = 10.0 ** math.floor(math.log10(max(most, 1e-6)))
+        return digit * math.ceil(max(most, 1e-6) / digit - 1e-6)
+
 
 def fit_rollout(rollout: Rollout, world: World) -> Rollout:
     """The rollout with exactly the world's links, in its order; links it does not tell of stay at rest.
@@ -71,10 +91,13 @@ def fit_rollout(rollout: Rollout, world: World) -> Rollout:
             f"the motion is of links {', '.join(rollout.link_names[:6])}; the world has {', '.join(names[:6])}. "
             "Name the world it was made in with `--world`."
         )
+    std = None if rollout.link_std is None else torch.zeros(len(rollout), len(names))
     for name, row in known.items():
         poses[:, names.index(name)] = rollout.link_poses[:, row].float()
+        if std is not None and rollout.link_std is not None:
+            std[:, names.index(name)] = rollout.link_std[:, row].float()
     poses[:, 0] = rest[0]
-    return replace(rollout, link_poses=poses, link_names=tuple(names))
+    return replace(rollout, link_poses=poses, link_names=tuple(names), link_std=std)
 
 
 def rollout_of(episode: Episode, source: str) -> Rollout:

@@ -14,7 +14,10 @@ from gworld.geometry import matrix_from_quat, normalize_quat
 from gworld.scene.harmonics import rgb_from_sh
 from gworld.scene.world import World
 
-COLOURS = ("rgb", "agent", "link", "coverage")
+COLOURS = ("rgb", "agent", "link", "uncertainty", "coverage")
+LEVELS = 12
+"""Steps of the scale of uncertainty: splats travel again only where a link goes from one to another."""
+SURE, HALF, UNSURE = (0.15, 0.35, 0.75), (0.95, 0.8, 0.25), (0.8, 0.12, 0.1)
 STATIC = (0.62, 0.62, 0.62)
 MOST_GROWTH = 4.0
 SHADE = 0.25
@@ -86,8 +89,11 @@ def thin_out(world: World, limit: int) -> tuple[Int[Tensor, " M"], Float[Tensor,
     return joined[order], factors[order]
 
 
-def colours_of(world: World, mode: str, views: Int[np.ndarray, " N"] | None = None) -> Float[np.ndarray, "N 3"]:
-    """A colour in 0..1 for every Gaussian: its own, its agent's or object's, its link's, or how many `views` saw it."""
+def colours_of(
+    world: World, mode: str, views: Int[np.ndarray, " N"] | None = None, levels: Int[np.ndarray, " L"] | None = None
+) -> Float[np.ndarray, "N 3"]:
+    """A colour in 0..1 for every Gaussian: its own, its agent's or object's, its link's, how sure its link's place is
+    (by `levels`, see `level_of`), or how many `views` saw it."""
     own = rgb_from_sh(world.gaussians.sh[:, 0].detach().float()).clamp(0, 1).cpu().numpy()
     if mode == "rgb":
         return own
@@ -95,13 +101,32 @@ def colours_of(world: World, mode: str, views: Int[np.ndarray, " N"] | None = No
         return coverage_colours(views)
     links = world.gaussians.links.cpu().numpy()
     palette = np.tile(np.array(STATIC), (len(world.links), 1))
+    if mode == "uncertainty":
+        if levels is not None:
+            palette[1:] = scale_colours(levels[1:] / LEVELS)
+        return _shaded(palette[links], own)
     bodies = [entity for entity in world.entities if entity.kind != "static"]
     for index, entity in enumerate(bodies):
         palette[list(entity.links)] = hue(index)
     if mode == "link":
         palette[1:] = [hue(index) for index in range(len(world.links) - 1)]
-    brightness = own.mean(axis=1, keepdims=True)
-    return np.clip(palette[links] * (1 - SHADE + 2 * SHADE * brightness), 0, 1)
+    return _shaded(palette[links], own)
+
+
+def _shaded(colours: Float[np.ndarray, "N 3"], own: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+    return np.clip(colours * (1 - SHADE + 2 * SHADE * own.mean(axis=1, keepdims=True)), 0, 1)
+
+
+def level_of(std: Float[np.ndarray, " L"], top: float) -> Int[np.ndarray, " L"]:
+    """On which of the `LEVELS` above 0 standard deviations are, of a scale that ends at `top` in the same unit."""
+    return np.ceil(LEVELS * np.clip(std / max(top, 1e-12), 0, 1) - 1e-6).astype(np.int64)
+
+
+def scale_colours(share: Float[np.ndarray, " S"]) -> Float[np.ndarray, "S 3"]:
+    """Blue for sure (0), over yellow, to red for the least sure (1)."""
+    low, middle, high = (np.array(colour) for colour in (SURE, HALF, UNSURE))
+    part = np.clip(share, 0, 1)[..., None]
+    return np.where(part < 0.5, low + 2 * part * (middle - low), middle + (2 * part - 1) * (high - middle))
 
 
 def coverage_colours(views: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N 3"]:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import viser
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gworld.geometry import pose_from_transform, transform_from_pose
 from gworld.render.paths import bulk, fit_view
 from gworld.scene.cameras import Cameras
 from gworld.scene.world import World
-from gworld.viewer.splats import Cloud, colours_of, make_clouds
+from gworld.viewer.splats import Cloud, colours_of, level_of, make_clouds
 
 MOVED = 1e-6
 """A change of a pose (metres, quaternion parts) below which nothing is sent."""
@@ -44,6 +44,7 @@ class Stage:
         self.clouds = make_clouds(world, self.limit)
         self.poses = self.rest()
         self.visible = dict.fromkeys((entity.name for entity in world.entities), True)
+        self.levels: Int[np.ndarray, " L"] | None = None
         self._names = node_names(world)
         self._splats: dict[int, viser.GaussianSplatHandle] = {}
         self._links = self._frames()
@@ -95,9 +96,24 @@ class Stage:
     def paint(self, mode: str) -> None:
         """Send the splats in other colours: the one time that they travel again."""
         self.mode = mode
-        colours = colours_of(self.world, mode, self.views)
-        for cloud in self.clouds:
+        self._paint(self.clouds)
+
+    def _paint(self, clouds: list[Cloud]) -> None:
+        colours = colours_of(self.world, self.mode, self.views, self.levels)
+        for cloud in clouds:
             self._splats[cloud.link] = self._send(cloud, colours[cloud.rows], self.drawn)
+
+    def doubt(self, std: Float[np.ndarray, " L"] | None, top: float = 1.0) -> None:
+        """Say how sure the links' places are, on a scale from 0 to `top` metres; None where nobody knows.
+
+        Where that is shown, the splats of links travel again whose step on the scale changed.
+        """
+        before, self.levels = self.levels, None if std is None else level_of(std, top)
+        if self.mode != "uncertainty" or (before is None and self.levels is None):
+            return
+        known = before is not None and self.levels is not None
+        with self.server.atomic():
+            self._paint([c for c in self.clouds if not known or before[c.link] != self.levels[c.link]])  # type: ignore[index]  # both are known
 
     def draw_splats(self, wanted: bool) -> None:
         """Let the browser draw splats, or not, where true pixels take their place."""
