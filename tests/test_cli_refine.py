@@ -50,6 +50,9 @@ def test_a_rollout_is_refined_where_it_is_not_trusted(
     assert main([*told, "--out", str(tmp_path / "b.mp4"), "--trust", "0.2", "--beside"]) == 0
     changed = json.loads(capsys.readouterr().out)["changed"]
     assert changed > facts["changed"] + 0.2
+    # Fits that agree are trusted: beside itself a world is in doubt nowhere.
+    assert main([*told, "--out", str(tmp_path / "d.mp4"), "--trust", "0.2", "--also", str(world)]) == 0
+    assert json.loads(capsys.readouterr().out)["changed"] == 0
     shapes = [next(read_video(tmp_path / f"{name}.mp4")).shape for name in "abc"]
     assert shapes == [(48, 64, 3), (48, 128, 3), (48, 64, 3)]
 
@@ -67,6 +70,7 @@ def test_a_plain_video_is_refined_and_contradictions_are_refused(refiner: Path, 
         ["refine", str(tmp_path / "motion.parquet"), "--out", str(tmp_path / "x.mp4")],
         ["refine", str(film), "--trust", "2", "--out", str(tmp_path / "x.mp4")],
         ["train", "refiner", "--out", str(tmp_path / "run")],
+        ["refine", str(film), "--also", str(world), "--out", str(tmp_path / "x.mp4")],
         ["refine", str(world), "--rounds", "1", "--out", str(tmp_path / "w")],
         ["refine", str(film), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w")],
         ["refine", str(world), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w.mp4")],
