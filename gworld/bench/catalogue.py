@@ -31,6 +31,7 @@ BENCHES = {
     "pose": "camera poses of a generated room against exact truth, with actors masked or found, and bland",
     "refine": "refined film beside raw renders, filters and a plain network, on a scene learned and not learned",
     "render": "agreement of the backends and time per frame, beside every renderer that is here",
+    "realpush": "a recorded push of a real robot, each push foretold from the others; pictures; pushes never made",
     "silhouette": "robots as Gaussians against MuJoCo's pictures of them: silhouettes and links",
     "rollout": "recorded scenes, reconstructed from their films, simulated: pictures up to 192 steps on",
     "recall": "look away and return: how much the view is the same again",
@@ -46,12 +47,14 @@ BENCHES = {
 
 @dataclass(frozen=True)
 class BenchInput:
-    """What a bench may use: real recordings (`data`), a peer program's folder, its seed, and whether to be quick."""
+    """What a bench may use: real recordings (`data`), a peer program's folder, its seed, whether to be quick, and a
+    finished track of its recording (an .npz)."""
 
     data: Path | None = None
     peer: Path | None = None
     seed: int = 0
     quick: bool = False
+    track: Path | None = None
 
 
 def run_bench(name: str, given: BenchInput) -> Iterator[Row]:

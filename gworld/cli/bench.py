@@ -31,6 +31,8 @@ class Options:
     """Folder of real recordings; default is the environment variable GWORLD_DATA."""
     peer: Path | None = None
     """Folder of a peer's program or sources to measure beside ours, where the bench takes one."""
+    track: Path | None = None
+    """A finished track (.npz) of the recording, for the bench `realpush`; it tracks by itself else."""
     seed: int = 0
     """Seed of everything generated."""
     quick: bool = False
@@ -52,9 +54,12 @@ def run(options: Options) -> None:
     data = options.data or (Path(os.environ["GWORLD_DATA"]) if "GWORLD_DATA" in os.environ else None)
     if data is not None and not data.is_dir():
         raise InputError(f"`{data}` is not a folder of recordings. Check `--data` or GWORLD_DATA.")
+    if options.track is not None and not options.track.is_file():
+        raise InputError(f"`{options.track}` is not a file. Check `--track`, or leave it out.")
     start = time.monotonic()
     rows = []
-    for row in run_bench(options.name, BenchInput(data, options.peer, options.seed, options.quick)):
+    given = BenchInput(data, options.peer, options.seed, options.quick, options.track)
+    for row in run_bench(options.name, given):
         rows.append(row)
         say(table_lines([row])[2])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
