@@ -30,6 +30,8 @@ STEPS, GAUSSIANS = 1500, 24_000
 """What is fitted when nothing is said: the scene to its plates, then scene and bodies together."""
 SCANS, INSTANTS = 4, 6
 """Episodes that are learned from at most, and instants of each."""
+FEW = 6
+"""Cameras below which scenes come out foggy, which is said."""
 FILMED, FPS = 40, 8.0
 """Instants of the held-out episode that are filmed, and how fast they are shown."""
 
@@ -62,6 +64,8 @@ def reconstruct_scan(scan: Scan, progress: Callable[[str, float], None]) -> dict
     footage = read_footage(bound, [read_episode(store, number) for number in chosen], INSTANTS)
     held = None if judge is None else read_footage(bound, [read_episode(store, judge)], FILMED)
     say(f"{len(footage)} pictures of {len(footage.cameras)} cameras from {len(chosen)} of {len(store)} episodes")
+    if len(footage.cameras) < FEW:
+        say(f"warning: what {len(footage.cameras)} cameras see alike is little; {FEW} or more show where things are")
     with atomic_folder(scan.out, own=OWN, overwrite=scan.overwrite):
         pass
     world, _ = reconstruct_moving(bound, footage, scan.out / "fit", moving_options(scan.fit), progress)
