@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
@@ -34,24 +33,18 @@ IDLE = (sys.executable, "-c", "import time; time.sleep(60)")
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have told us to ignore it
     with Watched(tmp_path / "run", command=IDLE) as found:
         yield found
-    signal.signal(signal.SIGINT, before)
 
 
-def counting(watched: Watched, steps: list[int], resumes: list[bool], end: int = 30) -> int:
-    """Work that reports every ten steps and can be taken up again, as a fit does."""
-
-    def work(resume: bool) -> int:
-        resumes.append(resume)
-        while (step := len(steps)) < end:
-            steps.append(step)
-            if len(steps) % 10 == 0:
-                watched.tell(f"step {len(steps)}", len(steps) / end)
-        return len(steps)
-
-    return watched.patient(work)
+def counting(watched: Watched, saves: list[int], end: int = 30) -> int:
+    """Work that can rest between any two steps and reports every ten of them, as a fit does; `saves` are its rests."""
+    for step in range(1, end + 1):
+        watched.between(lambda step=step: saves.append(step - 1), ())
+        time.sleep(0.01)
+        if step % 10 == 0:
+            watched.tell(f"step {step}", step / end)
+    return end
 
 
 def when(path: Path, fact: str) -> None:
@@ -61,37 +54,45 @@ def when(path: Path, fact: str) -> None:
     assert fact in path.read_text()
 
 
-def test_a_run_rests_steps_and_goes_on_as_it_is_asked(watched: Watched) -> None:
-    steps: list[int] = []
-    resumes: list[bool] = []
-    seen: list[int] = []
+def test_a_run_rests_at_once_steps_and_goes_on_as_it_is_asked(watched: Watched) -> None:
+    saves: list[int] = []
 
     def visitor() -> None:
         when(watched.run / LIVE, '"resting": true')
-        seen.append(len(steps))
         write_wish(watched.run, "step", 2)
-        when(watched.run / LIVE, '"step 20"')
+        when(watched.run / LIVE, '"step 10"')
         when(watched.run / LIVE, '"resting": true')
-        seen.append(len(steps))
         write_wish(watched.run, "go", 3)
 
     write_wish(watched.run, "pause", 1)
     thread = threading.Thread(target=visitor)
     thread.start()
-    assert counting(watched, steps, resumes) == 30
+    assert counting(watched, saves) == 30
     thread.join()
-    assert steps == list(range(30)) and seen == [10, 20] and resumes == [False, True, True]
+    assert saves[0] < 9 and 10 <= saves[1] < 20 and len(saves) == 2  # at once; then after the report at ten
     assert read_live(watched.run).stage == "step 30"
+
+
+def test_seconds_of_rest_are_told_and_an_interrupt_ends_them(watched: Watched) -> None:
+    stopped: list[int] = []
+    write_wish(watched.run, "pause", 1)
+    threading.Timer(0.6, lambda: stopped.append(2)).start()
+    begin = time.monotonic()
+    rested = watched.between(lambda: None, stopped)
+    assert 0.4 < rested <= time.monotonic() - begin and stopped
+    write_wish(watched.run, "go", 2)
+    time.sleep(0.1)
+    assert watched.between(lambda: None, ()) == 0.0
 
 
 def test_a_wish_that_nobody_renews_is_forgotten(watched: Watched) -> None:
     write_wish(watched.run, "pause", 1)
     path = watched.run / WISH
     path.write_text(json.dumps({**json.loads(path.read_text()), "time": time.time() - FORGOTTEN - 1}))
-    resumes: list[bool] = []
-    assert counting(watched, [], resumes) == 30 and resumes == [False]
+    saves: list[int] = []
+    assert counting(watched, saves) == 30 and saves == []
     path.write_text("{ broken")
-    assert counting(watched, [], resumes) == 30
+    assert counting(watched, saves) == 30 and saves == []
 
 
 def test_a_viewer_that_dies_stops_nothing(watched: Watched) -> None:
@@ -99,18 +100,12 @@ def test_a_viewer_that_dies_stops_nothing(watched: Watched) -> None:
     viewer = watched._viewer
     assert viewer is not None
     threading.Timer(0.5, viewer.kill).start()
-    assert counting(watched, [], []) == 30
+    assert counting(watched, []) == 30
 
 
-def test_a_viewer_that_cannot_start_stops_nothing_and_others_may_interrupt(tmp_path: Path) -> None:
+def test_a_viewer_that_cannot_start_stops_nothing(tmp_path: Path) -> None:
     with Watched(tmp_path / "run", command=(str(tmp_path / "nothing"),)) as watched:
-        assert counting(watched, [], []) == 30
-
-        def stopped(resume: bool) -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            watched.patient(stopped)
+        assert counting(watched, []) == 30
     assert read_live(tmp_path / "run").ended
 
 
@@ -185,41 +180,65 @@ def test_a_view_is_drawn_at_another_size(posed: Path) -> None:
     assert drawn.shape == (24, 32, 3) and drawn[12, 16].astype(int)[0] > 120 and drawn[0, 0].max() == 0
 
 
-def test_a_watched_fit_rests_and_ends_as_planned(posed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a viewer beside it that pauses it once, `reconstruct --view` goes on from where it rested to its end."""
-    options = ["--data", str(posed), "--fit.steps", "220", "--fit.gaussians", "800", "--fit.score-every", "0"]
-    script = tmp_path / "visitor.py"
-    script.write_text(
-        "import sys, time, pathlib\nfrom gworld.viewer.follow import write_wish, read_live\n"
-        "run = pathlib.Path(sys.argv[1])\nwrite_wish(run, 'pause', 1)\n"
-        "while not read_live(run).resting:\n    time.sleep(0.05)\n"
-        "(run.parent / 'rested').touch()\nwrite_wish(run, 'go', 2)\n"
-        "time.sleep(60)\n"
-    )
-    run = tmp_path / "watched"
-    real = Watched.__init__
+VISITOR = """
+import sys, time, pathlib
+from gworld.viewer.follow import write_wish, read_live
+run = pathlib.Path(sys.argv[1])
+write_wish(run, "pause", 1)
+while not read_live(run).resting:
+    time.sleep(0.05)
+(run.parent / "rested").write_text(read_live(run).stage)
+write_wish(run, "go", 2)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def visited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose viewer is a visitor that pauses the run once; from the run's first look on there is a wish."""
+    script, run = tmp_path / "visitor.py", tmp_path / "watched"
+    script.write_text(VISITOR)
+    begin, enter = Watched.__init__, Watched.__enter__
 
     def with_visitor(self: Watched, run: Path) -> None:
-        real(self, run, command=(sys.executable, str(script), str(run)))
+        begin(self, run, command=(sys.executable, str(script), str(run)))
+
+    def entered(self: Watched) -> Watched:
+        found = enter(self)
+        (self.run / WISH).write_text(json.dumps({"wish": "pause", "number": 1, "time": time.time() + 5}))
+        return found
 
     monkeypatch.setattr(Watched, "__init__", with_visitor)
+    monkeypatch.setattr(Watched, "__enter__", entered)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    with monkeypatch.context() as patch:
-        pause = {"wish": "pause", "number": 1, "time": time.time() + 5}
-        patch.setattr(Watched, "__enter__", lambda self: entered(self, pause))
-        assert main(["reconstruct", *options, "--out", str(run), "--view"]) == 0
-    assert (tmp_path / "rested").exists() and read_live(run).ended
-    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [(event["event"], event["step"]) for event in events] == [("fit", 0), ("fit", 100), ("done", 220)]
-    assert (run / "world" / "world.json").is_file()
-    assert main(["reconstruct", *options, "--out", str(run), "--overwrite", "--fit.backend", "nothing"]) == 2
+    return run
 
 
-_enter = Watched.__enter__
+def test_a_watched_fit_rests_at_once_and_ends_as_one_that_never_rested(
+    posed: Path, tmp_path: Path, visited: Path
+) -> None:
+    options = ["--data", str(posed), "--fit.steps", "120", "--fit.gaussians", "800", "--fit.score-every", "0"]
+    assert main(["reconstruct", *options, "--out", str(visited), "--view"]) == 0
+    assert "100" not in (tmp_path / "rested").read_text() and read_live(visited).ended  # before its first report
+    events = [json.loads(line) for line in (visited / "log.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in events] == [("fit", 0), ("done", 120)]
+    assert main(["reconstruct", *options, "--out", str(tmp_path / "alone")]) == 0
+    watched, alone = (read_snapshot(run, 120) for run in (visited, tmp_path / "alone"))
+    assert watched is not None and alone is not None
+    assert torch.equal(watched.gaussians.means, alone.gaussians.means)
+    assert main(["reconstruct", *options, "--out", str(visited), "--overwrite", "--fit.backend", "nothing"]) == 2
 
 
-def entered(watched: Watched, wish: dict[str, object]) -> Watched:
-    """Begin with a wish in place, so that the first report finds it."""
-    found = _enter(watched)
-    (watched.run / WISH).write_text(json.dumps(wish))
-    return found
+def test_watched_training_rests_and_is_shown_to_its_end(tmp_path: Path, visited: Path) -> None:
+    options = ["--law", "uniform", "--limit", "6", "--steps", "50", "--batch", "4", "--horizons", "1"]
+    assert main(["train", "dynamics", *options, "--out", str(visited), "--view"]) == 0
+    assert (tmp_path / "rested").read_text().startswith("step 0 of 50")
+    live = read_live(visited)
+    assert live.ended and live.stage.startswith("step 50 of 50") and "radii off held out" in live.stage
+    viewer = LiveViewer(visited, ViewOptions(port=0))
+    try:
+        viewer.look()
+        assert viewer.charted == "validation" and "error held out" in viewer.figures.content
+        assert viewer.stage is None and "ended" in viewer.says.content and "step 50 of 50" in viewer.says.content
+    finally:
+        viewer.close()

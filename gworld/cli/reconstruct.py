@@ -332,16 +332,10 @@ def _fit(options: Options, record: _Record, views: Views) -> Fit:
     budget = options.fit.budget or ("" if own_steps else options.budget)
     fit = replace(options.fit, budget=budget, appearance=appearance)
     progress, watched = record.progress(), record.watched
-    if watched is None:
-        result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=progress)
-    else:
+    if watched is not None:
         fit = replace(fit, save_every=min(fit.save_every, SAVED_EVERY))  # what viewers see
-        result = watched.patient(
-            lambda again: fit_views(
-                views, fit, options.out, resume=again and latest_checkpoint(options.out) is not None, progress=progress
-            ),
-            options.resume,
-        )
+    rest = None if watched is None else watched.between
+    result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=progress, rest=rest)
     record.done("fit", began, steps=result.steps)
     return result
 

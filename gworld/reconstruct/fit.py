@@ -18,7 +18,7 @@ from gworld.files import check_memory
 from gworld.reconstruct.appearance import new_appearance, refined
 from gworld.reconstruct.density import DEAD
 from gworld.reconstruct.initial import initial_gaussians, measure_extent
-from gworld.reconstruct.loop import Loop, Progress, run_on
+from gworld.reconstruct.loop import Loop, Progress, Rest, run_on
 from gworld.reconstruct.optimise import choose_tools
 from gworld.reconstruct.options import FitOptions
 from gworld.reconstruct.pictures import Album, read_album
@@ -64,10 +64,17 @@ class Fit:
 
 
 def fit_views(
-    views: Views, options: FitOptions, run: Path, *, resume: bool = False, progress: Progress | None = None
+    views: Views,
+    options: FitOptions,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    rest: Rest | None = None,
 ) -> Fit:
     """Fit Gaussians to `views`, keeping log, metrics, checkpoints and previews in the folder `run`.
 
+    `rest` may hold the fit between any two steps (see `Rest`); budget and result are those of a fit that never rested.
     With `resume`, a run that was stopped goes on from its newest checkpoint to the same result (bit for bit on a CPU).
     Raises `InputError` for views that cannot be fitted, `UsageError` for options that make no sense or a run in use,
     `MissingBackendError` for a device that is not here, `ResourceError` when memory is short.
@@ -96,7 +103,7 @@ def fit_views(
             plan.replay()
         origin = started - state.seconds
         log.event("fit", step=state.step, limit=limit, width=extent.width, views=len(album), held_out=len(unseen))
-        run_on(Loop(setting, unseen, state, run, log, plan, limit, facts, origin, progress))
+        run_on(Loop(setting, unseen, state, run, log, plan, limit, facts, origin, progress, rest))
         return _finish(setting, unseen, state, log)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,8 @@ from gworld.reconstruct.visibility import in_the_way
 from gworld.runlog import RunLog, progress_line
 
 Progress = Callable[[str, float], None]
+Rest = Callable[[Callable[[], None], Sequence[int]], float]
+"""May hold the loop between two steps, given what saves it and what ends a rest; returns the seconds that it took."""
 REPORT_EVERY = 100
 UNSEEN_EPOCHS = 2
 """A Gaussian that touched no picture through so many epochs is put to use elsewhere."""
@@ -49,6 +51,7 @@ class Loop:
     facts: dict[str, Any]
     origin: float
     report: Progress | None
+    rest: Rest | None = None
     saved: float = field(default_factory=time.monotonic)
     mark: tuple[int, float] = (0, 0.0)
 
@@ -65,6 +68,10 @@ def run_on(loop: Loop) -> None:
     loop.mark = (state.step, time.monotonic())
     with _patient() as stopped, _yielding_cores(loop.setting):
         while True:
+            if loop.rest is not None:
+                seconds = loop.rest(lambda: _save(loop), stopped)
+                loop.origin += seconds  # neither budget nor pace know of a rest
+                loop.mark = (loop.mark[0], loop.mark[1] + seconds)
             taken = state.step - loop.mark[0]
             pace = (time.monotonic() - loop.mark[1]) / max(taken, 1)
             plan.decide(state.step, loop.elapsed(), pace)

@@ -9,27 +9,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from gworld.errors import GWorldError
 from gworld.files import read_json
 
 LIVE, WISH = "live.json", "wish.json"
+LOOKED_EVERY = 0.05
+"""Seconds between two looks for a wish."""
 TOLD_EVERY = 0.5
 """Seconds between two words of a run."""
 FORGOTTEN = 10.0
 """Seconds after which a wish that was not renewed no longer holds."""
 SAVED_EVERY = 20.0
 """Seconds between the checkpoints of a watched fit: what its viewers see."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,17 @@ def write_wish(run: Path, wish: str, number: int) -> None:
 class Watched:
     """The run's side: tells where it is, and rests between two steps while a viewer asks for it.
 
-    Inside the block a viewer of the folder is open. `tell` is called with every progress; `patient` runs work that may
-    be interrupted to rest and is taken up again.
+    Inside the block a viewer of the folder is open. `tell` is called with every progress, `between` between any two
+    steps where work can rest at once, `rest` where it can.
     """
 
     def __init__(self, run: Path, *, command: tuple[str, ...] = ()) -> None:
         self.run, self._stage, self._told = run, Live(), 0.0
         self._command = command or (sys.executable, "-m", "gworld", "view", str(run), "--follow")
         self._viewer: subprocess.Popen[bytes] | None = None
-        self._resting = self._working = False
+        self._looked = 0.0
         self._done = 0  # the number of the last wish for a step that was granted
+        self._stepping = False  # from then until the next report
 
     def __enter__(self) -> Watched:
         self.run.mkdir(parents=True, exist_ok=True)
@@ -86,42 +87,37 @@ class Watched:
                 self._viewer.wait(timeout=10)
 
     def tell(self, stage: str, share: float) -> None:
-        """Say where the run is; from within `patient`, also interrupt it where a viewer asks for a rest."""
-        now = time.monotonic()
+        """Say where the run is; a step that was granted ends here."""
+        now, self._stepping = time.monotonic(), False
         self._stage = Live(stage, min(max(float(share), 0.0), 1.0))
         if now - self._told >= TOLD_EVERY or share >= 1:
             self._told = now
             self._say(self._stage)
-        if self._working and self._asked():
-            self._resting = True
-            signal.raise_signal(signal.SIGINT)  # heard by the fit between two steps: it saves and leaves
 
-    def patient(self, work: Callable[[bool], T], resume: bool = False) -> T:
-        """Do `work(resume)`; when it was interrupted by a wish for a rest, rest, and take it up with `resume` True.
+    def between(self, save: Callable[[], object], stopped: Sequence[object]) -> float:
+        """Rest where a viewer asks for it, once the work has saved itself; the seconds that this took.
 
-        The work must save itself on Ctrl+C. An interrupt that nobody wished for is passed on.
+        To be called between any two steps: it looks for a wish `LOOKED_EVERY` seconds after the last time. An entry in
+        `stopped` ends the rest.
         """
-        while True:
-            try:
-                self._resting, self._working = False, True
-                return work(resume)
-            except KeyboardInterrupt:
-                if not self._resting:
-                    raise
-            finally:
-                self._working = False
-            self.rest()
-            resume = True
+        now = time.monotonic()
+        if self._stepping or now - self._looked < LOOKED_EVERY or not self._asked():
+            return 0.0
+        save()
+        self.rest(stopped)
+        self._looked = time.monotonic()
+        return self._looked - now
 
-    def rest(self) -> None:
-        """Wait as long as a viewer asks for it."""
-        while self._asked():
+    def rest(self, stopped: Sequence[object] = ()) -> None:
+        """Wait as long as a viewer asks for it, and nothing is in `stopped`."""
+        while not stopped and self._asked():
             self._say(Live(self._stage.stage, self._stage.share, resting=True))
             time.sleep(0.2)
         self._say(self._stage)
 
     def _asked(self) -> bool:
         """Whether a viewer wishes for a rest now: paused, or stepping and the step is done."""
+        self._looked = time.monotonic()
         data = _read(self.run / WISH)
         wish, number, at = data.get("wish"), data.get("number"), data.get("time")
         if wish not in ("pause", "step") or not isinstance(number, int) or not isinstance(at, float):
@@ -129,7 +125,7 @@ class Watched:
         if time.time() - at > FORGOTTEN or (self._viewer is not None and self._viewer.poll() is not None):
             return False
         if wish == "step" and number > self._done:
-            self._done = number
+            self._done, self._stepping = number, True
             return False
         return True
 

@@ -114,8 +114,8 @@ class LiveViewer:
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         self.says = gui.add_markdown("")
         self.bar = gui.add_progress_bar(0.0)
-        self.pause = gui.add_button("Pause", hint="the run saves itself and rests; its clock stands still")
-        self.step = gui.add_button("Step", hint="go on to the next report, a hundred steps, and rest again")
+        self.pause = gui.add_button("Pause", hint="the run saves itself and rests: a fit at once, training at its next report")
+        self.step = gui.add_button("Step", hint="go on to the next report and rest again")
         self.figures = gui.add_markdown("No figures yet.")
         self.chart: Any = None
         self.charted = ""
@@ -187,7 +187,7 @@ class LiveViewer:
         """Take in what the run has told and saved since the last look."""
         self.live = read_live(self.run_folder)
         resting = "**resting**: " if self.live.resting else "**ended**: " if self.live.ended else ""
-        asked = " It rests at its next report." if self.wish == "pause" and not self.live.resting else ""
+        asked = " It is asked to rest." if self.wish == "pause" and not self.live.resting else ""
         self.says.content = f"{resting}{plain(self.live.stage)}{asked}"
         self.bar.value = 100 * self.live.share
         self._show_figures()
