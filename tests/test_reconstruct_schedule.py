@@ -61,6 +61,20 @@ def test_a_budget_is_kept_whatever_a_step_costs(tmp_path: Path, coarse: float, f
     assert again.segments == plan.segments, "what was decided stays decided"
 
 
+def test_a_long_budget_is_not_spent_on_learning_by_heart(tmp_path: Path) -> None:
+    plan, step = Plan(tmp_path, 600.0, 7000, most=900), 0
+    while plan.progress(step) < 1:
+        plan.decide(step, 0.01 * step, 0.01)
+        step += 1
+    assert 895 < step < 905
+    short, step = Plan(tmp_path / "short", 5.0, 7000, most=900), 0
+    (tmp_path / "short").mkdir()
+    while short.progress(step) < 1:
+        short.decide(step, 0.01 * step, 0.01)
+        step += 1
+    assert 480 < step < 520, "a short budget is the bound"
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "{}", "[[0, 0, 0]]", "[[5, 0, 3]]", "[[0, 0, 9], [0, 0.1, 3]]", "[[0, 2, 9]]", "3"]
 )

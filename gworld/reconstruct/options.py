@@ -36,6 +36,9 @@ class FitOptions:
     """Wall time to plan for: 90s, 5m, 1h. Empty: `steps` decide."""
     steps: int = 7000
     """Training steps where no budget is given; each draws one picture."""
+    epochs: int = 200
+    """With a budget, each picture is fitted at most so often and the run may end early: what is fitted more often is
+    learned by heart (0: no bound)."""
     gaussians: int = 0
     """How many Gaussians at most; 0 plans them by budget or steps, and by the number of views."""
     longest: int = 1296

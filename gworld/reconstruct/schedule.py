@@ -70,10 +70,11 @@ def planned_gaussians(budget: float, steps: int, device: str, views: int) -> int
 class Plan:
     """The segments of a run, the last one in force; kept in `run/plan.json`."""
 
-    def __init__(self, run: Path, budget: float, steps: int) -> None:
+    def __init__(self, run: Path, budget: float, steps: int, most: int = 0) -> None:
+        """`steps` where there is no budget; `most` steps (0: any number) are taken where there is one."""
         self.path = run / FILE
-        self.budget = budget
-        self.segments = [Segment(0, 0.0, steps)]
+        self.budget, self.most = budget, most if budget else 0
+        self.segments = [Segment(0, 0.0, min(steps, self.most or steps))]
         self.planned: float | None = None  # when, in seconds since the start, this process last planned
 
     def replay(self) -> None:
@@ -112,6 +113,8 @@ class Plan:
             return
         self.planned = elapsed
         left = max(1, math.ceil((self.budget - elapsed) / max(pace, 1e-6)))
+        if self.most:
+            left = min(left, max(1, self.most - step))
         self.segments.append(Segment(step, self.progress(step), left))
         write_json(self.path, [[s.step, s.progress, s.left] for s in self.segments])
 
