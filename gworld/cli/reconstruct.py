@@ -39,6 +39,7 @@ from gworld.formats.transforms import write_transforms
 from gworld.reconstruct.fit import Fit, fit_views
 from gworld.reconstruct.frame import FrameOptions, place_views
 from gworld.reconstruct.options import FitOptions
+from gworld.reconstruct.schedule import seconds_of
 from gworld.render.select import why_unavailable
 from gworld.scene.views import Views
 from gworld.viewer.follow import LIVE, SAVED_EVERY, WISH, Watched
@@ -336,6 +337,11 @@ def _fit(options: Options, record: _Record, views: Views) -> Fit:
         fit = replace(fit, save_every=min(fit.save_every, SAVED_EVERY))  # what viewers see
     rest = None if watched is None else watched.between
     result = fit_views(views, fit, options.out, resume=_has_checkpoint(options), progress=progress, rest=rest)
+    if budget and result.seconds < 0.8 * seconds_of(budget):
+        say(
+            f"the fit needed {result.seconds:.0f} s of its {budget}: every picture was fitted {fit.epochs} times, and "
+            "more would be learned by heart (`--fit.epochs 0` goes on)"
+        )
     record.done("fit", began, steps=result.steps)
     return result
 

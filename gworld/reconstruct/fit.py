@@ -94,7 +94,7 @@ def fit_views(
     facts = _facts(options, album, unseen, limit)
     state = load_state(run, facts, device) if resume else None
     with RunLog(run, resume_step=0 if state is None else state.step + 1) as log:
-        plan = Plan(run, budget, options.steps)
+        plan = Plan(run, budget, options.steps, options.epochs * len(album))
         if state is None:
             plan.path.unlink(missing_ok=True)
             first = min(limit, max(int(1.1 * len(points)), min(10_000, limit)))
@@ -111,6 +111,7 @@ def _checked(options: FitOptions, views: Views) -> float:
     """The budget in seconds (0 for none), when the options make sense."""
     wrong = {
         "steps": not 1 <= options.steps <= 10_000_000,
+        "epochs": options.epochs < 0,
         "gaussians": not 0 <= options.gaussians <= 50_000_000,
         "longest": not 16 <= options.longest <= 16_384,
         "sh_degree": options.sh_degree not in (0, 1, 2, 3),
