@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gworld.bench import viewer_fit
+from gworld.bench.catalogue import BenchInput
 from gworld.bench.viewer import (
     Server,
     big_world,
@@ -17,6 +19,7 @@ from gworld.bench.viewer import (
     stranger_rows,
 )
 from gworld.bench.viewer_client import CAMERA, Guest, RefusedError, fetch
+from gworld.bench.viewer_fit import FitRun
 from gworld.formats.world import save_world
 
 pytest.importorskip("viser", reason="the viewer needs viser")
@@ -46,3 +49,15 @@ def check_manners(server: Server) -> None:
         guest.say(CAMERA)
         told = guest.hear_until(lambda message: message["type"] == "GuiSliderMessage", 20)
         assert any(message["type"] == "GaussianSplatsMessage" or message["type"] == "FrameMessage" for message in told)
+
+
+def test_a_watched_fit_is_judged_beside_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewer_fit, "posed_pictures", lambda folder, count: folder)
+    monkeypatch.setattr(
+        viewer_fit,
+        "run_fit",
+        lambda data, out, steps, guests: FitRun(10.4, 20.8, 8_000_000) if guests else FitRun(10.0, 20.0, 0),
+    )
+    rows = list(viewer_fit.fit_rows(tmp_path, BenchInput(quick=True)))
+    assert [round(row.value, 3) for row in rows] == [10.0, 15.0, 4.0, 4.0]
+    assert rows[2].note == "each guest got 2 MB"

@@ -37,6 +37,8 @@ from gworld.viewer.stage import Stage
 
 LOOKED_EVERY = 1.0
 """Seconds between two looks into the run's folder."""
+IDLE_EVERY = 5.0
+"""The same while nobody looks at us."""
 RENEWED_EVERY = 2.0
 COMPARED = 420
 """Width in pixels of each picture that is compared."""
@@ -106,6 +108,7 @@ class LiveViewer:
         self.gate, listener = open_gate(options.host, options.port, options.clients)
         self.server = open_server(self.gate, listener, run.resolve().name)
         self._panel()
+        self.server.on_client_connect(lambda client: self.do(self.look))
         if world is not None:
             self.stage = Stage(self.server, world, options.splats)
 
@@ -114,7 +117,7 @@ class LiveViewer:
         gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
         self.says = gui.add_markdown("")
         self.bar = gui.add_progress_bar(0.0)
-        self.pause = gui.add_button("Pause", hint="the run saves itself and rests: a fit at once, training at its next report")
+        self.pause = gui.add_button("Pause", hint="a fit saves itself and rests at once, training at its next report")
         self.step = gui.add_button("Step", hint="go on to the next report and rest again")
         self.figures = gui.add_markdown("No figures yet.")
         self.chart: Any = None
@@ -156,7 +159,7 @@ class LiveViewer:
         if self.wish != "go" and now - self._renewed > RENEWED_EVERY:
             self._renewed = now
             self._write()
-        if now - self._looked > LOOKED_EVERY:
+        if now - self._looked > (LOOKED_EVERY if self.server.get_clients() else IDLE_EVERY):
             self._looked = now
             self.look()
 
