@@ -119,10 +119,13 @@ def _draw(world: World, held: Footage, row: int) -> Tensor:
 
 
 def _lines(scan: Scan, world: World, result: str) -> list[str]:
-    place = shlex.quote(str(scan.out / "world"))
-    moved = "" if world.dynamics is not None else " --dynamics RUN"
+    place, store = (shlex.quote(str(path)) for path in (scan.out / "world", scan.episodes))
+    if world.dynamics is None:
+        follow = f"gworld train dynamics --episodes {store} --world {place} --out RUN"
+    else:
+        follow = f"gworld simulate --world {place} --compare {store} --out compared.mp4"
     return [
         f"world: {scan.out}/world, {len(world.gaussians):,} Gaussians; {scan.out}/held-out.mp4: footage above it",
         f"result: {result}",
-        f"next: gworld simulate --world {place}{moved} --actions {shlex.quote(str(scan.episodes))} --out rollout.mp4",
+        f"next: {follow}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -66,7 +67,8 @@ def compare_run(world: World, stepper: Stepper, settings: EngineOptions, options
     _write_rows(errors, rows)
     files = [str(options.out), str(errors), *write_motion(world, run, options)]
     source = {"episodes": str(options.compare), "number": options.number, "start": start}
-    return facts_of(options, run, files, count // look.every + 1, _verdict(rows)) | {"truth": source}
+    follow = f"one page of it, with films and charts: gworld evaluate {shlex.quote(str(options.out))}"
+    return facts_of(options, run, files, count // look.every + 1, _verdict(rows)) | {"truth": source, "next": follow}
 
 
 def swap_run(world: World, stepper: Stepper, settings: EngineOptions, options: Options) -> dict[str, Any]:
