@@ -68,7 +68,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def rollout(world: World) -> Rollout:
-    return gw.simulate(world, {"cart": torch.tensor([[0.45, 0.0, 0.0]]).expand(30, 3)}, step=1 / 30)
+    """The cart goes on, and less and less sure is where."""
+    found = gw.simulate(world, {"cart": torch.tensor([[0.45, 0.0, 0.0]]).expand(30, 3)}, step=1 / 30)
+    std = torch.zeros(found.link_poses.shape[:2])
+    std[:, found.link_names.index("cart")] = torch.linspace(0, 0.037, len(found))
+    std[:, found.link_names.index("ball")] = torch.linspace(0, 0.016, len(found))
+    return replace(found, link_std=std)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +193,29 @@ def test_play_moves_what_moved(page: Any, viewer: Viewer) -> None:
     assert max(value for name, value in moved(before, after).items() if name != "cart") < 4
     page.get_by_role("button", name="Pause").click()
     until(lambda: viewer.player is not None and not viewer.player.playing)
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        save(page, "view-motion.jpg")
     page.get_by_role("button", name="back").click()
+
+
+def test_what_is_least_sure_is_seen_red(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Scene").click()
+    viewer.do(lambda: viewer.seek(30))
+    viewer.do(lambda: setattr(viewer.scene.colour, "value", "uncertainty"))
+    viewer.do(viewer.scene._paint)
+    page.get_by_text("37 mm").first.wait_for(timeout=20_000)
+    until(lambda: red(page) > 100 and len(spots(page)["cart"]) < 20)
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        save(page, "view-scene.jpg")
+    viewer.do(lambda: setattr(viewer.scene.colour, "value", "rgb"))
+    viewer.do(viewer.scene._paint)
+    until(lambda: red(page) < 20 and len(spots(page)["cart"]) > 100)
+
+
+def red(page: Any) -> int:
+    """Pixels of what is least sure."""
+    r, g, b = np.moveaxis(np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int), -1, 0)
+    return int(((r > g + 70) & (abs(g - b) < 40))[160:, :700].sum())
 
 
 def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None:
