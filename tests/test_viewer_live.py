@@ -242,3 +242,11 @@ def test_watched_training_rests_and_is_shown_to_its_end(tmp_path: Path, visited:
         assert viewer.stage is None and "ended" in viewer.says.content and "step 50 of 50" in viewer.says.content
     finally:
         viewer.close()
+
+
+def test_a_watched_refiner_rests_too(posed: Path, tmp_path: Path, visited: Path) -> None:
+    small = ["--refiner.longest", "48", "--refiner.fit-steps", "12", "--refiner.steps", "2", "--refiner.crop", "32"]
+    told = ["--refiner.data", str(posed), "--refiner.width", "8", "--refiner.batch", "1"]
+    assert main(["train", "refiner", "--out", str(visited), *small, *told, "--view"]) == 0
+    assert (tmp_path / "rested").read_text().startswith("step 2")
+    assert read_live(visited).ended and "held out" in read_live(visited).stage

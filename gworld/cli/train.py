@@ -55,7 +55,7 @@ class Options:
     json: bool = False
     """Print one JSON object on stdout instead of lines for people."""
     refiner: RefinerTraining = field(default_factory=RefinerTraining)
-    """What a refiner learns from; --out, --world, --device, --seed and --json count for it too."""
+    """What a refiner learns from; --out, --world, --device, --seed, --view and --json count for it too."""
 
 
 def run(options: Options) -> None:
@@ -63,8 +63,9 @@ def run(options: Options) -> None:
     if options.what == "dynamics":
         return _train_dynamics(options)
     return train_refiner(
-        options.refiner, options.out, options.world, device=options.device, seed=options.seed, json=options.json
-    )
+        options.refiner, options.out, options.world, device=options.device, seed=options.seed, json=options.json,
+        view=options.view,
+    )  # fmt: skip
 
 
 def _train_dynamics(options: Options) -> None:
@@ -102,6 +103,8 @@ def _train_dynamics(options: Options) -> None:
     model = Dynamics(network).to(options.device)
     with contextlib.ExitStack() as stack:
         watched = stack.enter_context(Watched(options.out)) if options.view else None
+        if watched is not None:
+            watched.tell("fitting what acts alone: drives, supports, contacts", 0.0)
 
         def told(step: int, loss: float) -> None:
             say(f"  step {step}: {loss:.5f} radii")

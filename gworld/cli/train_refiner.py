@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -44,13 +45,24 @@ class RefinerTraining:
 
 
 def train_refiner(
-    options: RefinerTraining, out: Path, world: Path | None, *, device: str = "cpu", seed: int = 0, json: bool = False
+    options: RefinerTraining,
+    out: Path,
+    world: Path | None,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    json: bool = False,
+    view: bool = False,
 ) -> None:
-    """Train; raises `UsageError` when there is nothing to learn from, `InputError` for photos of another scene."""
+    """Train, watched in the browser with `view`.
+
+    Raises `UsageError` when there is nothing to learn from, `InputError` for photos of another scene.
+    """
     import torch
 
     from gworld.data.pairset import iterate_pairs, open_pairs
     from gworld.refine.train import TrainConfig, train
+    from gworld.viewer.follow import Watched
 
     if options.data is None and not options.pairs:
         raise UsageError("`--refiner.data PHOTOS` or `--refiner.pairs FOLDER` is needed, to learn from.")
@@ -63,11 +75,19 @@ def train_refiner(
     model = _network(options, seed).to(device)
     config = TrainConfig(steps=options.steps, batch=options.batch, crop=options.crop, seed=seed)
     say(f"learning from {sum(len(pairs) for pairs in sets)} clips")
-    done = train(
-        model, learn, judge, config, out,
-        lambda step, score: say(f"  step {step}" + ("" if math.isnan(score) else f": held out {score:.2f} dB")),
-        _along(options, world),
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        watched = stack.enter_context(Watched(out)) if view else None
+        if watched is not None:
+            watched.tell("reading what to learn from", 0.0)
+
+        def told(step: int, score: float) -> None:
+            line = f"step {step}" + ("" if math.isnan(score) else f": held out {score:.2f} dB")
+            say(f"  {line}")
+            if watched is not None:
+                watched.tell(line, step / options.steps)
+                watched.rest()
+
+        done = train(model, learn, judge, config, out, told, _along(options, world))
     score = done.scores[-1][1] if done.scores else math.nan
     facts = {"held_out_db": None if math.isnan(score) else score, "raw_db": None if math.isnan(done.raw) else done.raw}
     if json:
