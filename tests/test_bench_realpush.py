@@ -170,3 +170,34 @@ def test_a_file_that_is_no_track_is_refused(tmp_path: Path, broken: str):
 def test_without_the_recording_one_row_says_so(tmp_path: Path):
     found = list(rows(BenchInput(data=tmp_path)))
     assert len(found) == 1 and "skipped" in found[0].note
+
+
+def test_the_recorded_block_and_pusher_have_their_sizes(real_data):
+    from gworld.bench.track_real import HOME, _world
+
+    if not (real_data / HOME).is_dir():
+        pytest.skip("the recording `embodied_gaussians` is not in the folder of real data")
+    world, _ = _world(real_data / HOME, real_data / "embodied_gaussians/robot/panda.urdf")
+    poses = world.rest_poses().double().expand(6, -1, 4, 4)
+    names = tuple(link.name for link in world.links)
+    track = Track(torch.arange(6.0).double(), poses, names, (0, 0, 1, 0), ("a",), torch.eye(4)[None].double())
+    found = on_plane(track, world, "tblock", "panda/panda_pusher")
+    assert pushes_of(found) == []
+    assert 0.03 < found.height < 0.05 and 0.007 < found.radius < 0.014
+    area = int((found.outline.sd < 0).sum()) * 1e-6
+    assert 0.015 < area < 0.025  # two bars of 20 x 5 and 15 x 5 cm, Gaussians' width on every side
+
+
+def test_a_report_holds_figures_sheets_and_times(tmp_path: Path):
+    import runpy
+
+    from PIL import Image
+
+    page = runpy.run_path(str(Path(__file__).parents[1] / "scripts/examples/05_real_push.py"))
+    Image.new("RGB", (60, 10)).save(tmp_path / "whatif-left.png")
+    row = {"name": "block after 1 s, ours", "value": 5.3, "unit": "mm", "baseline": 19.9, "goal": "<= 9.9", "ok": True,
+           "note": "147 windows"}  # fmt: skip
+    facts = {"rows": [row], "version": "0", "machine": "here"}
+    page["report"](facts, tmp_path, [("track", 100.0, 90.0)], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "block after 1 s, ours" in text and "data:image/jpeg" in text and '<td class="n">90</td>' in text

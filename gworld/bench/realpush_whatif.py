@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.bench.realpush_data import CELL, Outline, Pushing, lift, place
-from gworld.bench.realpush_network import Stage, open_stage, roll_blocks
+from gworld.bench.realpush_network import BLOCK, Stage, open_stage, roll_blocks
 from gworld.bench.rows import Row, at_most
 from gworld.dynamics.network import Dynamics
 
@@ -29,6 +29,8 @@ PAST = 0.18
 DEEP, STILL, ALIKE = 2.0, 0.1, 10.0
 """Goals: overlap (mm), motion before a touch (mm), difference of mirror images (%)."""
 KINDS = ("left", "right", "faster", "miss", "two at once")
+TOUCH = 1e-3
+"""Gap (m) below which a stick counts as touching: about what a grid of distances tells."""
 SKETCH = 260
 """Width of a picture on a contact sheet (pixels)."""
 
@@ -46,7 +48,7 @@ def whatif_rows(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"], 
     values = values.clone()
     values[:2] = 0.0
     trials = {kind: run_trial(pushing, model, values, kind) for kind in KINDS}
-    reach = pushing.radius + float(values[3])
+    reach = contact_reach(pushing, model, values)
     for kind, trial in trials.items():
         write_sheet(pushing, trial, reach, out / f"whatif-{kind.replace(' ', '-')}.png")
         deep = 1e3 * float(overlap(pushing.outline, trial, reach).max())
@@ -67,6 +69,14 @@ def whatif_rows(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"], 
     yield Row("two at once, side by side: turn", turned, "degrees", note="none if both push alike")
 
 
+def contact_reach(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"]) -> float:
+    """How far (m) from the block's outline a stick's axis touches it: its radius and what the network learned by how
+    much Gaussians reach beyond their surface."""
+    stage = open_stage(pushing)
+    skins = stage.scene.solids.skin[stage.scene.solid[0, [BLOCK, *stage.tips]]]
+    return pushing.radius + float(values[3]) + float(model.materials.skin.detach()) * float(skins.sum())
+
+
 def run_trial(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"], kind: str) -> Trial:
     """One push of the block, which stands with its axis along x."""
     stage: Stage = open_stage(pushing, 2 if kind == "two at once" else 1)
@@ -74,7 +84,7 @@ def run_trial(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"], ki
     start = torch.tensor([[0.0, 0.0, -angle]], dtype=torch.float64)
     sides = {"left": (SIDE,), "right": (-SIDE,), "faster": (SIDE,), "miss": (PAST,), "two at once": (SIDE, -SIDE)}[kind]
     pace = FAST if kind == "faster" else PACE
-    face = float(place(start, pushing.outline.spots)[0, :, 0].amin()) - pushing.radius - float(values[3])
+    face = float(place(start, pushing.outline.spots)[0, :, 0].amin()) - contact_reach(pushing, model, values)
     steps = round((AHEAD + WAY) / pace / stage.scene.dt)
     along = face - AHEAD + pace * stage.scene.dt * torch.arange(steps + 1, dtype=torch.float64)
     paths = {
@@ -118,7 +128,7 @@ def overlap(outline: Outline, trial: Trial, reach: float) -> Float[Tensor, " T"]
 def still(pushing: Pushing, trial: Trial, reach: float) -> tuple[float, float]:
     """How far (m) the block has moved while every stick is off it, and at the end."""
     deep = overlap(pushing.outline, trial, reach)
-    touched = (deep > -1e-3).nonzero()[:, 0]
+    touched = (deep > -TOUCH).nonzero()[:, 0]
     last = int(touched[0]) - 1 if len(touched) else len(deep) - 1
     moved = pushing.apart(trial.block, trial.block[:1].expand_as(trial.block))
     return float(moved[: max(last, 0) + 1].max()), float(moved[-1])
