@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gworld.cli.options import say
 from gworld.cli.panels import draw
 from gworld.cli.scenes import world_means
 from gworld.cli.simulate import Options, load_table, prepare
@@ -43,6 +44,8 @@ PANELS = ("rgb", "depth", "link_id", "flow")
 SHOWN = 16
 """Worlds that a video shows at most."""
 EPISODE_QUALITY = 16
+MANY, FEW = 24, 4
+"""Cameras beyond which a world, made from a scan, is shown by a few of its standing ones when none are named."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,11 @@ def choose_cameras(world: World, options: Options, seconds: float) -> Cameras | 
     if missing:
         raise UsageError(f"there is no camera `{missing[0]}`; there are {', '.join(names)}, and orbit.")
     cameras = replace(cameras, names=names, model="pinhole", distortion=None)
+    if not words and len(names) > MANY:
+        fixed = [place for place, name in enumerate(names) if not cameras.links or cameras.links[place] == 0]
+        spread = {fixed[(2 * place + 1) * len(fixed) // (2 * FEW)] for place in range(FEW)} if fixed else set()
+        words = tuple(name for place, name in enumerate(names) if place in spread or place not in fixed)
+        say(f"{len(words)} of {len(names)} cameras are shown: {', '.join(words)} (others with `--cameras`)")
     return at_width(pick_cameras(cameras, [names.index(word) for word in words or names]), options.width)
 
 
