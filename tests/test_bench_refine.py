@@ -39,8 +39,10 @@ def test_filters_smooth_noise_and_keep_flat_pictures() -> None:
 def test_a_quick_run_has_every_row() -> None:
     found = list(rows(BenchInput(quick=True)))
     names = [row.name for row in found]
-    for part in ("raw render", "total variation", "cross-scene", "own scene", "plain network", "flicker", "recall",
-                 "off the path", "edges of depth", "memory", "without references", "2 fits, median", "written back and"):  # fmt: skip
+    for part in (
+        "raw render", "total variation", "cross-scene", "own scene", "plain network", "flicker", "recall",
+        "off the path", "edges of depth", "memory", "without references", "2 fits, median", "written back and",
+    ):  # fmt: skip
         assert any(part in name for name in names), part
     recall = next(row for row in found if row.name.startswith("recall"))
     assert recall.value > 30

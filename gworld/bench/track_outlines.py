@@ -1,8 +1,9 @@
 """Where the robot stands in pictures of the real push-T recording: outlines drawn by hand, the judge of its tracking.
 
 They were drawn by us on enlarged pictures to about a pixel, with nothing laid over them, though earlier overlays had
-been seen; some corners were carried over from neighbouring pictures. They hold base, shoulder (to the picture's rim), hand, fingers, pusher, without cables, the black plugs on the hand's back and the base's plate;
-where the block hides the pusher, the block's edge is the outline. Pixels of 480x270, the top left corner is 0,0.
+been seen; some corners were carried over from neighbouring pictures. They hold base, shoulder (to the picture's rim),
+hand, fingers, pusher, without cables, the black plugs on the hand's back and the base's plate; where the block hides
+the pusher, the block's edge is the outline. Pixels of 480x270, the top left corner is 0,0.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ def run(options: Options) -> None:
     from gworld.scene.world import World
 
     if not options.video or options.cameras is None:
-        raise UsageError(
-            "`gworld backdrop` needs --video, standing cameras' films, and --cameras, their calibration."
-        )
+        raise UsageError("`gworld backdrop` needs --video, standing cameras' films, and --cameras, their calibration.")
     refuse_existing(options.out, overwrite=options.overwrite)
     episode = loose_episode(options.video, options.times, options.cameras, None)
     cameras = episode.cameras

@@ -2,7 +2,7 @@
 
 python scripts/examples/04_track_recording.py DATA OUT [--end SECONDS] [--hold-out CAMERA]
 
-DATA is the folder of Embodied Gaussians' push-T (github.com/bdaiinstitute/embodied_gaussians): three videos with the
+DATA holds the folder `embodied_gaussians` of github.com/bdaiinstitute/embodied_gaussians: three videos with the
 times of their frames, a calibration, the plane of the table, the block as Gaussians, the robot's URDF. Nobody recorded
 joints: the first ones are given by hand, all others are found by looking. Each step is one command, printed before it
 runs; with your own recording, only paths and first poses change. OUT/world is then what `gworld simulate` and `gworld
@@ -74,6 +74,8 @@ if __name__ == "__main__":
     parser.add_argument("--end", type=float)
     parser.add_argument("--hold-out", default="")
     given = parser.parse_args()
+    if not (given.data / "embodied_gaussians").is_dir():
+        parser.error(f"`{given.data}` holds no folder `embodied_gaussians`")
     given.out.mkdir(parents=True, exist_ok=True)
     for command in commands(given.data, given.out, given.end, given.hold_out):
         print("gworld", shlex.join(command), flush=True)

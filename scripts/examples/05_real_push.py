@@ -2,7 +2,7 @@
 
 python scripts/examples/05_real_push.py DATA OUT [--episodes STORE]
 
-DATA is the folder of Embodied Gaussians' push-T, as in 04_track_recording.py, which is run first (a camera is held out;
+DATA is that of 04_track_recording.py, which is run first (a camera is held out;
 --episodes takes what an earlier run of it left). Then come `gworld bench realpush` and OUT/report.html. The seconds of
 every stage are printed, on the wall and of the processor.
 """
@@ -117,4 +117,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--episodes", type=Path)
     given = parser.parse_args()
+    if not (given.data / "embodied_gaussians").is_dir():
+        parser.error(f"`{given.data}` holds no folder `embodied_gaussians`")
     run(given.data, given.out, given.episodes)
