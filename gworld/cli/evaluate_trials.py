@@ -209,7 +209,8 @@ def _in_order(rollout: Rollout, world: World, file: Path) -> Rollout:
     if missing or len(rollout) < 2:
         raise InputError(f"`{file}` does not move the world's link `{(missing or names)[0]}`; name its own world.")
     order = [rollout.link_names.index(name) for name in names]
-    return replace(rollout, link_poses=rollout.link_poses[:, order], link_names=tuple(names))
+    std = None if rollout.link_std is None else rollout.link_std[:, order]
+    return replace(rollout, link_poses=rollout.link_poses[:, order], link_names=tuple(names), link_std=std)
 
 
 def null_drift(world: World, trained: Path | None) -> float | None:
