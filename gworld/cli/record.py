@@ -164,9 +164,10 @@ def _report(
         return
     before = f", {skipped} were there already" if skipped else ""
     frames = f", {facts['frames_per_second']:.0f} frames/s from {cameras} cameras" if cameras else ", no pictures"
+    goals = f", {sum(judged)} of {len(judged)} reached their goals" if judged else ""
     say(f"episodes: {options.out}")
     say(
         f"result: {made} added in {seconds:.1f} s ({facts['episodes_per_minute']:.1f} episodes/min, "
-        f"{steps / max(seconds, 1e-9):.0f} steps/s{frames}), {sum(judged)} of {len(judged)} reached their goals{before}"
+        f"{steps / max(seconds, 1e-9):.0f} steps/s{frames}){goals}{before}"
     )
     say(f"next: gworld info {options.out} --thumbnail sheet.png")

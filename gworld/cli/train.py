@@ -29,7 +29,7 @@ class Options:
     episodes: Path | None = None
     """An episode store with tracked or simulated link poses."""
     world: Path | None = None
-    """The world folder that the episodes were recorded in."""
+    """The world (or the run that made it) whose agents and objects the episodes show."""
     law: Literal["uniform", "parabola", "collision", "combo"] | None = None
     """Learn from generated balls instead."""
     limit: int | None = None
@@ -142,12 +142,13 @@ def _store_data(options: Options) -> Recordings:
     from gworld.data.store import open_episodes, read_episode
     from gworld.dynamics.drives import world_drives
     from gworld.dynamics.recordings import gather_recordings
+    from gworld.formats.registry import world_folder
     from gworld.formats.world import load_world
 
     assert options.episodes is not None
     if options.world is None:
         raise UsageError("`--episodes` needs `--world`, whose Gaussians tell the shapes.")
-    world, store = load_world(options.world), open_episodes(options.episodes)
+    world, store = load_world(world_folder(options.world)), open_episodes(options.episodes)
     count = len(store) if options.limit is None else min(options.limit, len(store))
     episodes = [read_episode(store, index) for index in range(count)]
     drives = world_drives(world) if world.folder is not None else {}

@@ -262,8 +262,13 @@ def _detect_folder(folder: Path) -> str:
 
 
 def world_folder(path: str | Path) -> Path:
-    """The folder of a world, given itself, its `world.json`, or a run that holds it as `world/`."""
+    """The folder of a world, given itself, its `world.json`, or a run that holds it as `world/`.
+
+    Raises `InputError` where neither is there.
+    """
     target = Path(path)
+    if not target.exists():
+        raise InputError(f"`{target}` does not exist. Name a world's folder, or that of the run which made it.")
     if target.is_file():
         return target.parent
     return target if (target / "world.json").is_file() else target / "world"
