@@ -16,14 +16,17 @@ from torch import Tensor
 
 from gworld.bench.fit_scene import ring_cameras
 from gworld.data.pairset import Pair
+from gworld.data.rooms import Room as FilmedRoom
+from gworld.data.rooms import RoomOptions, film_room
 from gworld.data.toy_rooms import random_room
 from gworld.data.toys import tabletop_world
 from gworld.geometry import transform_from_pose
 from gworld.reconstruct.pairs import PairOptions, Scene, fit_scene, look, scene_pairs
+from gworld.refine.several import drawn_by, settle
 from gworld.render.select import render
 from gworld.render.video import as_uint8
 from gworld.scene.cameras import Cameras, intrinsics, look_at
-from gworld.scene.clip import Clip
+from gworld.scene.clip import Clip, join_clips, pixel_grid
 from gworld.scene.gaussians import Gaussians
 from gworld.scene.views import View, Views
 
@@ -107,34 +110,98 @@ def judged(scene: Scene, stage: Stage, cameras: Cameras) -> Clip:
 
 
 def short_fits(
-    views: Views, options: PairOptions, folder: Path, *, few: int = 8, early: float = 0.1
+    views: Views, options: PairOptions, folder: Path, *, few: int = 8, early: float = 0.1, more: float = 2.0
 ) -> dict[str, Scene]:
-    """Fits that fall short (of few photos; stopped early), and one that does not (all photos, twice as long)."""
+    """Fits that fall short (few photos; stopped early), and one that does not: `more` times the steps and Gaussians."""
     step = max(1, len(views) // few)
     sparse = replace(views, views=views.views[::step])
     return {
         "sparse": fit_scene(sparse, options, folder / "sparse"),
         "underfit": fit_scene(views, options, folder / "underfit", part=early),
-        "good": fit_scene(views, replace(options, gaussians=2 * options.gaussians), folder / "good", part=2.0),
+        "good": fit_scene(
+            views, replace(options, gaussians=round(more * options.gaussians)), folder / "good", part=more
+        ),
     }
 
 
-ROOM_PAIRS = PairOptions(
-    ways=("sparse", "underfit", "cross"), steps=900, gaussians=5000, keep=(4,), early=(0.1,), hold_out=0
-)
+ROOM_PAIRS = PairOptions(steps=800, gaussians=5000, keep=(4,), early=(0.1,), hold_out=0)
 """How pairs of random rooms are made: many rooms, few fits of each."""
+FILM = 16
+"""Frames of a film that pairs are made of."""
 
 
 def room_pairs(
     seeds: Iterable[int], photos: int, width: int, height: int, folder: Path, options: PairOptions = ROOM_PAIRS
 ) -> Iterator[Pair]:
-    """Pairs of rooms drawn at random: photos beside their fits, and fits of three kinds seen on a short film."""
+    """Pairs of rooms drawn at random: photos beside their fits, and fits of several kinds seen on a short film.
+
+    Every third room is a ray-traced one with a camera's noise, the others are made of Gaussians. Of the ways that take
+    two fits each, a room has one. The sparse fit is seen on film twice: as it is, and settled with two others.
+    """
+    dear = [way for way in options.ways if way != "underfit"]
     for seed in seeds:
-        stage = random_stage(seed, width, height)
-        views = take_photos(stage, photo_cameras(stage, photos), folder / f"room-{seed}")
-        yield from scene_pairs(views, options, scene=f"room-{seed}")
+        work = folder / f"room-{seed}"
+        aside = (0.0, 0.1, 0.2, 0.35)[seed % 4]
+        views, cameras, truth = (_traced if seed % 3 == 2 else _placed)(seed, photos, (width, height), aside, work)
+        name = f"room-{seed}"
+        ways = tuple(way for way in options.ways if way == "underfit" or way == dear[(seed // 3) % len(dear)])
+        yield from scene_pairs(views, replace(options, ways=ways), scene=name)
         few, early = (6, 8, 12)[seed % 3], (0.06, 0.12)[seed % 2]
-        fits = short_fits(views, options, folder / f"fits-{seed}", few=few, early=early)
-        film = film_cameras(16, width, height, span=0.5, aside=(0.0, 0.1)[seed % 2])
+        fits = short_fits(views, options, work / "fits", few=few, early=early, more=1.2)
         for scene in fits.values():
-            yield Pair(judged(scene, stage, film), scene.references, "given", f"room-{seed}")
+            yield Pair(look(scene, cameras, truth), scene.references, "given", name)
+        some = replace(views, views=views.views[:: max(1, len(views) // few)])
+        others = [
+            fit_scene(some, replace(options, seed=options.seed + k), work / f"more-{k}").gaussians for k in (1, 2)
+        ]
+        clip = look(fits["sparse"], cameras, truth)
+        settled = join_clips([settle(clip[t], drawn_by(others, clip[t])) for t in range(len(clip))])
+        yield Pair(settled, fits["sparse"].references, "given", name)
+
+
+Room = tuple[Views, Cameras, Tensor]
+"""Photos of a room, a film's cameras, and what they see."""
+
+
+def _placed(seed: int, photos: int, size: tuple[int, int], aside: float, folder: Path) -> Room:
+    """Things on a table, in Gaussians; the film runs between the rings of photos, or off them."""
+    stage = random_stage(seed, *size)
+    cameras = film_cameras(FILM, *size, span=0.5, aside=aside)
+    return take_photos(stage, photo_cameras(stage, photos), folder), cameras, true_film(stage, cameras)
+
+
+def _traced(seed: int, photos: int, size: tuple[int, int], aside: float, folder: Path) -> Room:
+    """A room full of boxes, ray-traced; the film passes between its photos along the same arc."""
+    del aside
+    step = 4
+    told = RoomOptions(frames=step * photos, width=size[0], height=size[1], length=4.0, noise=1.0, seed=seed)
+    room = film_room(told)
+    pictures, poses = torch.from_numpy(room.pictures), torch.from_numpy(room.world_from_camera).float()
+    K = torch.from_numpy(room.K).float()
+    rows = list(range(0, len(poses), step))
+    folder.mkdir(parents=True, exist_ok=True)
+    views = []
+    for row in rows:
+        path = folder / f"{row:04d}.png"
+        Image.fromarray(room.pictures[row]).save(path)
+        views.append(View(path.name, *size, K, poses[row], image=path))
+    points, colours = _seen_points(room, rows)
+    between = [row for row in range(len(poses)) if row % step][photos // 2 :][:FILM]
+    cameras = Cameras(K.expand(len(between), 3, 3).clone(), poses[between], *size)
+    return Views(tuple(views), points, colours, metric=True), cameras, pictures[between].float() / 255
+
+
+def _seen_points(room: FilmedRoom, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """A few points of what photos see, as a sparse model would hold, with their colours."""
+    grid = pixel_grid(*room.depth.shape[1:])
+    inverse = torch.linalg.inv(torch.from_numpy(room.K).float())
+    points, colours = [], []
+    random = torch.Generator().manual_seed(0)
+    for row in rows:
+        depth = torch.from_numpy(room.depth[row]).float().reshape(-1)
+        some = torch.randperm(len(depth), generator=random)[: 3000 // len(rows)]
+        rays = torch.cat([grid.reshape(-1, 2)[some], torch.ones(len(some), 1)], dim=1) @ inverse.T
+        pose = torch.from_numpy(room.world_from_camera[row]).float()
+        points.append((rays * depth[some, None]) @ pose[:3, :3].T + pose[:3, 3])
+        colours.append(torch.from_numpy(room.pictures[row]).reshape(-1, 3)[some])
+    return torch.cat(points), torch.cat(colours)

@@ -15,6 +15,7 @@ from gworld.errors import InputError, UsageError
 if TYPE_CHECKING:
     from gworld.checkpoint import Checkpoint
     from gworld.refine.network import Refiner
+    from gworld.scene.clip import Clip
 
 DIFFERENT = 12.0
 """PSNR (dB) of a world's renders of its photos below which these are not its photos."""
@@ -28,6 +29,11 @@ class RefinerTraining:
     """Posed photos of the scene: a transforms.json or a COLMAP model, in the world's own frame."""
     pairs: tuple[Path, ...] = ()
     """Pair sets that are there already; made of --refiner.data otherwise and kept in OUT/pairs."""
+    episodes: Path | None = None
+    """Recorded episodes with tracked poses and calibrated film: each is simulated in --world under its own actions, and
+    the prediction learned from beside the film; kept in OUT/rollouts."""
+    seconds: float = 2.0
+    """How long such predictions are."""
     base: Path | None = None
     """A refiner to go on from, instead of fresh weights."""
     longest: int = 160
@@ -62,14 +68,20 @@ def train_refiner(
 
     from gworld.data.pairset import iterate_pairs, open_pairs
     from gworld.refine.train import TrainConfig, train
-    from gworld.viewer.follow import Watched
+    from gworld.viewer.follow import Watched, resting_between_steps
 
-    if options.data is None and not options.pairs:
-        raise UsageError("`--refiner.data PHOTOS` or `--refiner.pairs FOLDER` is needed, to learn from.")
+    if options.data is None and not options.pairs and options.episodes is None:
+        raise UsageError(
+            "`--refiner.data PHOTOS`, `--refiner.episodes STORE` or `--refiner.pairs FOLDER` is needed, to learn from."
+        )
+    if options.episodes is not None and world is None:
+        raise UsageError("`--refiner.episodes` needs the world that the episodes are simulated in; add `--world`.")
     if device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"`--device {device}` is not here: this machine shows PyTorch no CUDA device.")
     started = time.monotonic()
-    sets = [open_pairs(folder) for folder in (*options.pairs, *_own_pairs(options, out, seed))]
+    photos = _photos(options, world)
+    made = (*_own_pairs(options, out, seed), *_rollouts(options, out, world, photos))
+    sets = [open_pairs(folder) for folder in (*options.pairs, *made)]
     learn = (pair for pairs in sets for pair in iterate_pairs(pairs, "train"))
     judge = [pair for pairs in sets for pair in iterate_pairs(pairs, "held_out")]
     model = _network(options, seed).to(device)
@@ -78,6 +90,7 @@ def train_refiner(
     with contextlib.ExitStack() as stack:
         watched = stack.enter_context(Watched(out)) if view else None
         if watched is not None:
+            stack.enter_context(resting_between_steps(watched))
             watched.tell("reading what to learn from", 0.0)
 
         def told(step: int, score: float) -> None:
@@ -85,9 +98,8 @@ def train_refiner(
             say(f"  {line}")
             if watched is not None:
                 watched.tell(line, step / options.steps)
-                watched.rest()
 
-        done = train(model, learn, judge, config, out, told, _along(options, world))
+        done = train(model, learn, judge, config, out, told, _along(photos, world))
     score = done.scores[-1][1] if done.scores else math.nan
     facts = {"held_out_db": None if math.isnan(score) else score, "raw_db": None if math.isnan(done.raw) else done.raw}
     if json:
@@ -123,16 +135,28 @@ def _network(options: RefinerTraining, seed: int) -> Refiner:
     return Refiner(RefinerConfig(width=options.width, seed=seed))
 
 
-def _along(options: RefinerTraining, world: Path | None) -> Checkpoint | None:
+def _rollouts(options: RefinerTraining, out: Path, world: Path | None, photos: Clip | None) -> list[Path]:
+    """The pairs of recorded episodes, made unless an earlier run made them."""
+    if options.episodes is None or world is None:
+        return []
+    from gworld.cli.train_rollouts import rollout_pairs
+    from gworld.data.pairset import INDEX, write_pairs
+
+    folder = out / "rollouts"
+    if not (folder / INDEX).is_file():
+        say("pairs: rollout")
+        write_pairs(rollout_pairs(world, options.episodes, photos, options.longest, options.seconds), folder)
+    return [folder]
+
+
+def _photos(options: RefinerTraining, world: Path | None) -> Clip | None:
     """The photos with the world's own renders of them, for the refiner to refer to."""
     if world is None or options.data is None:
         return None
-    from gworld.checkpoint import Checkpoint
     from gworld.formats.registry import read_views, world_folder
-    from gworld.formats.world import gaussians_hash, load_world
+    from gworld.formats.world import load_world
     from gworld.reconstruct.coverage import load_coverage
     from gworld.reconstruct.pairs import known_scene
-    from gworld.refine.saved import photo_tensors
     from gworld.render.metrics import psnr
 
     folder = world_folder(world)
@@ -148,4 +172,16 @@ def _along(options: RefinerTraining, world: Path | None) -> Checkpoint | None:
             f"`{world}` shows the photos of `{options.data}` at {found:.1f} dB: they are not in one frame, or of "
             "different scenes. Give the poses that the world was reconstructed with."
         )
-    return Checkpoint(0, photo_tensors(photos), {"gaussians": gaussians_hash(folder)})
+    return photos
+
+
+def _along(photos: Clip | None, world: Path | None) -> Checkpoint | None:
+    """What goes into every checkpoint: the photos, and whose they are."""
+    if world is None or photos is None:
+        return None
+    from gworld.checkpoint import Checkpoint
+    from gworld.formats.registry import world_folder
+    from gworld.formats.world import gaussians_hash
+    from gworld.refine.saved import photo_tensors
+
+    return Checkpoint(0, photo_tensors(photos), {"gaussians": gaussians_hash(world_folder(world))})

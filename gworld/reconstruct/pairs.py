@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gworld.data.pairset import Pair, PairSet, Split, Way, write_pairs
 from gworld.errors import InputError, UsageError
+from gworld.reconstruct.appearance import exposed, neutral
 from gworld.reconstruct.contribution import single_cameras, view_masks
 from gworld.reconstruct.coverage import Coverage, count_views, measure_coverage
 from gworld.reconstruct.fit import fit_views
@@ -35,6 +36,11 @@ from gworld.scene.views import View, Views, split_views
 FEWEST = 6
 """Photos below which no pairs can be made of a scene."""
 MOST_REFERENCES = 32
+BLUR = 8
+"""Side in pixels of the cells over which photos are averaged before their exposures are compared."""
+GAINS = (0.25, 4.0)
+DRAWN = 0.1
+"""How strongly offsets of exposure are drawn to 0, beside errors of colour."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,42 @@ def known_scene(
     rows = torch.linspace(0, len(views) - 1, min(len(views), MOST_REFERENCES)).round().long().tolist()
     some = replace(views, views=tuple(views.views[row] for row in rows))
     references = render_clip(gaussians, cameras_at(some, longest), world_from_link, truth=true_pictures(some, longest))
-    return Scene(gaussians, counts, references)
+    return Scene(gaussians, counts, match_exposures(references))
+
+
+def match_exposures(photos: Clip) -> Clip:
+    """The photos of a clip in the light of their renders: where one is brighter or warmer than others, it is undone.
+
+    A gain and an offset per channel, found between blurred photo and render, what disagrees most counting least; the
+    mean of all photos' corrections is taken out, so that an error that all renders share stays visible in the photos.
+    """
+    assert photos.truth is not None
+    both = zip(photos.truth, photos.rgb, photos.alpha, strict=True)
+    exposures = neutral(torch.stack([_exposure(photo, render, alpha) for photo, render, alpha in both]))
+    matched = [exposed(photo, each).clamp(0, 1) for photo, each in zip(photos.truth, exposures, strict=True)]
+    return replace(photos, truth=torch.stack(matched))
+
+
+def _exposure(
+    photo: Float[Tensor, "H V 3"], render: Float[Tensor, "H V 3"], alpha: Float[Tensor, "H V"]
+) -> Float[Tensor, " 6"]:
+    """Logarithms of gains, and offsets, that bring a blurred photo to its render, by reweighted least squares."""
+    planes = torch.cat([photo, render, alpha[..., None]], dim=-1).movedim(-1, 0)[None]
+    cells = torch.nn.functional.avg_pool2d(planes, min(BLUR, *alpha.shape))[0].flatten(1).T
+    x, y, weight = cells[:, :3], cells[:, 3:6], cells[:, 6:] > 0.9
+    share = weight.float().expand(-1, 3)
+    gain, offset = x.new_ones(3), x.new_zeros(3)
+    for _ in range(8 if bool(weight.any()) else 0):
+        total = share.sum(0).clamp_min(1e-6)
+        xx, xy = ((share * x * z).sum(0) / total for z in (x, y))
+        xm, ym = ((share * z).sum(0) / total for z in (x, y))
+        # Light multiplies: an offset has to be seen (`DRAWN`), a gain need not.
+        xx, xy, one = xx + 1e-3, xy + 1e-3, 1 + DRAWN
+        gain = ((xy * one - xm * ym) / (xx * one - xm * xm)).clamp(*GAINS)
+        offset = (ym - gain * xm) / one
+        off = (y - gain * x - offset).abs()
+        share = weight / (1 + (off / off[weight[:, 0]].median(0).values.clamp_min(1e-3)).square())
+    return torch.cat([gain.log(), offset])
 
 
 def look(scene: Scene, cameras: Cameras, truth: Tensor | None = None, world_from_link: Tensor | None = None) -> Clip:

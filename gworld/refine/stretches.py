@@ -12,8 +12,8 @@ from gworld.data.pairset import Pair
 from gworld.errors import InputError
 from gworld.refine.inputs import Inputs, change_inputs, move_inputs, prepare, stack_inputs
 
-MOST_BYTES = 4 << 30
-"""Memory that frames made ready may take together."""
+LIGHT = 0.06
+"""By how much a photo may be brighter or darker than the render, after exposures were matched, at the most."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,27 @@ def _cut(frame: Inputs, top: int, left: int, crop: int) -> Inputs:
 
 
 def _augment(frames: list[Inputs], dropped: float, generator: torch.Generator) -> list[Inputs]:
-    """Mirror left and right, change exposure and colours, leave photos out: the same for all frames of a stretch."""
+    """Mirror left and right, change exposure and colours, leave photos out, or put each in a light of its own: the same
+    for all frames of a stretch."""
     mirrored = float(torch.rand((), generator=generator)) < 0.5
     bare = float(torch.rand((), generator=generator)) < dropped
     gain = 1 + 0.15 * (2 * torch.rand(3, generator=generator) - 1)
     order = torch.randperm(3, generator=generator) if float(torch.rand((), generator=generator)) < 0.3 else None
+    count = frames[0].photos.shape[1]
+    light = LIGHT * (2 * torch.rand(count, generator=generator) - 1)
+    light = light * (torch.rand((), generator=generator) < 0.5)
     found = []
     for frame in frames:
-        photos = torch.zeros_like(frame.photos) if bare else frame.photos
+        photos = torch.zeros_like(frame.photos) if bare else _lit(frame, light)
         frame = _coloured(replace(frame, photos=photos), gain, order)
         found.append(_mirror(frame) if mirrored else frame)
     return found
+
+
+def _lit(frame: Inputs, light: Tensor) -> Tensor:
+    """The photos, each brighter by its own part; their renders stay."""
+    more = (frame.rgb[:, None] + frame.photos[:, :, :3]) * light[:, None, None, None] * (frame.photos[:, :, 6:] > 0)
+    return torch.cat([frame.photos[:, :, :3] + more, frame.photos[:, :, 3:6] + more, frame.photos[:, :, 6:]], dim=2)
 
 
 def _coloured(frame: Inputs, gain: Tensor, order: Tensor | None) -> Inputs:

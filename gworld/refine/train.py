@@ -53,6 +53,8 @@ class TrainConfig:
     """Weight of what differs from frame to frame otherwise than the truth does."""
     edges: float = 0.3
     """Weight of the gradients' error."""
+    alike: float = 0.1
+    """Weight of what lacks in likeness (1 - SSIM, over squares of 7 pixels)."""
     dropped: float = 0.1
     """Part of the stretches without photos, and without an output before, each."""
     average: float = 0.995
@@ -97,6 +99,7 @@ def train(
     judges = [make_reel(pair) for pair in held_out]
     generator = torch.Generator().manual_seed(config.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack this form
     mean = _copy(model)
     scores: list[tuple[int, float]] = []
     first = 0
@@ -133,11 +136,14 @@ def loss_of(model: Refiner, batch: Sequence[Inputs], config: TrainConfig, sigma:
     total = batch[0].rgb.new_zeros(())
     last: Tensor | None = None
     for inputs in batch:
-        assert inputs.truth is not None
+        truth = inputs.truth
+        assert truth is not None
         inputs = replace(inputs, kept=inputs.kept * (1 - fresh[:, None, None, None]))
         picture, state = model(inputs, state, sigma)
-        error = picture - inputs.truth
+        error = picture - truth
         total = total + _round(error) + config.edges * (_round(error.diff(dim=2)) + _round(error.diff(dim=3)))
+        if config.alike:
+            total = total + config.alike * (1 - _likeness(picture, truth))
         if last is not None and config.flicker:
             # The warped error before against the error now: what is equally wrong in both does not flicker.
             total = total + config.flicker * _round((error - warp(last, inputs.place)) * inputs.kept)
@@ -197,6 +203,14 @@ def _psnr(picture: Tensor, truth: Tensor | None) -> float:
 
 def _round(error: Tensor) -> Tensor:
     return ((error.square() + ROUND**2).sqrt() - ROUND).mean()
+
+
+def _likeness(one: Tensor, two: Tensor) -> Tensor:
+    """SSIM over squares. Source: Wang et al., "Image quality assessment", 2004."""
+    planes = torch.cat([one, two, one * one, two * two, one * two], dim=1)
+    a, b, aa, bb, ab = torch.nn.functional.avg_pool2d(planes, 7, 1).chunk(5, dim=1)
+    mean, spread = 2 * a * b + 1e-4, aa + bb - a * a - b * b + 9e-4
+    return (mean * (2 * (ab - a * b) + 9e-4) / ((a * a + b * b + 1e-4) * spread)).mean()
 
 
 def _on(inputs: Inputs, device: torch.device) -> Inputs:
