@@ -40,9 +40,10 @@ struct Buffer {
   }
 };
 
-// A visible Gaussian in one view: one cache line. u, v, peak: see Ellipse in splat.h.
+// A visible Gaussian in one view: one cache line. u, v, peak: see Ellipse in splat.h; `wide` is 1 / ux, `tip` how far below
+// the centre the rightmost point of the ellipse of least alpha lies.
 struct alignas(64) Record {
-  float x, y, ux, uy, vy, peak, along_x, along_y;
+  float x, y, ux, uy, vy, peak, wide, tip;
   float r, g, b, z, flow_x, flow_y;
   int32_t link;
   uint32_t id;  // row of the Gaussian

@@ -223,7 +223,7 @@ inline void project_chunk(const gw_scene &scene, const Columns &columns, const V
     const Ellipse<vf> e = ellipse_of(p);
     alignas(64) int32_t id[LANES];
     for (int i = 0; i < LANES; i++) id[i] = static_cast<int32_t>(at + i);
-    const vf fields[16] = {p.x, p.y, e.ux, e.uy, e.vy, peak, e.along_x, e.along_y, rgb[0], rgb[1], rgb[2], p.centre.z,
+    const vf fields[16] = {p.x, p.y, e.ux, e.uy, e.vy, peak, vf(1.0f) / e.ux, e.along_y * half_extent(peak, p.a), rgb[0], rgb[1], rgb[2], p.centre.z,
                            flow[0], flow[1], load_(reinterpret_cast<const float *>(links.of)),
                            load_(reinterpret_cast<const float *>(id))};
     count = append_records(frame, static_cast<size_t>(begin), count, bits, fields, spans, slots);

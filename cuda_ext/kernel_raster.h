@@ -12,7 +12,7 @@ constexpr int BATCH = 128;   // list entries sorted into blocks at a time
 
 // A record as one tile sees it: u = ux X + uy Y + u0 and v = vy Y + v0 for X, Y from the tile's corner.
 struct alignas(64) Local {
-  float u0, v0, ux, uy, vy, peak, along_x, along_y;
+  float u0, v0, ux, uy, vy, peak, wide, tip;
   float r, g, b, z, flow_x, flow_y;
   int32_t link;
   uint32_t id;
@@ -38,37 +38,67 @@ GW_INLINE Lattice lattice(float step, float left, float top) {
   }
   return {load_(x), load_(y)};
 }
-
-// Bit b: some pixel centre of block b may see the Gaussian (exact on the ellipse, up to EXTENT_SLACK).
-GW_INLINE uint32_t blocks_reached(const Record &n, float x, float y, const Lattice &corner) {
-  const vf x0 = corner.x - vf(x), y0 = corner.y - vf(y), side(BLOCK - 1.0f);
-  const vf least = least_in_box(vf(n.ux), vf(n.uy), vf(n.vy), vf(n.along_x), vf(n.along_y), x0, x0 + side, y0, y0 + side);
-  return bits_(least <= vf(n.peak + (EXTENT_SLACK - MIN_LOG2_ALPHA)));
+// Lane 4 i + r: the first pixel row of the tile's r-th row of blocks.
+GW_INLINE vf block_rows() {
+  alignas(64) float y[LANES];
+  for (int i = 0; i < LANES; i++) y[i] = BLOCK * static_cast<float>(i & 3) + 0.5f;
+  return load_(y);
 }
 
 GW_INLINE const Record *record_of(const TileList &list, uint32_t entry) {
   return list.records[entry / TileList::SECOND] + entry % TileList::SECOND;
 }
 
+// Four records side by side: lane 4 i + k holds field k of record i.
+struct Quad {
+  vf near, far;  // x y ux uy, vy peak wide tip
+};
+
+// Takes four records over into the tile at (left, top). hits[c], bit 4 i + r: the ellipse of record i, a little widened
+// against rounding, reaches the block in row r and column c. Within a row of blocks the ellipse spans an interval of
+// x, whose ends lie where y comes nearest to that of its tips.
+GW_INLINE void localise(const Record *const n[4], vf left, vf top, vf rows, Local *out, uint32_t hits[4]) {
+  constexpr float WIDER = 1e-3f;  // squared log2 units, and pixels
+  const Quad q = {load_quads_(&n[0]->x, &n[1]->x, &n[2]->x, &n[3]->x), load_quads_(&n[0]->vy, &n[1]->vy, &n[2]->vy, &n[3]->vy)};
+  const vf x = spread_<0>(q.near) - left, y = spread_<1>(q.near) - top, ux = spread_<2>(q.near), uy = spread_<3>(q.near);
+  const vf vy = spread_<0>(q.far), wide = spread_<2>(q.far), tip = spread_<3>(q.far);
+  const vf reach = spread_<1>(q.far) + vf(WIDER - MIN_LOG2_ALPHA), along = -uy * wide;
+  const vf y0 = rows - y, y1 = y0 + vf(BLOCK - 1.0f);
+  const vf y_right = min_(max_(tip, y0), y1), y_left = min_(max_(-tip, y0), y1);
+  const vf v_right = vy * y_right, v_left = vy * y_left;
+  // Where the row is out of reach the roots are NaN, and so nothing compares.
+  const vf right = fma_(sqrt_(fnma_(v_right, v_right, reach)), wide, fma_(along, y_right, x));
+  const vf leftmost = fnma_(sqrt_(fnma_(v_left, v_left, reach)), wide, fma_(along, y_left, x));
+  for (int c = 0; c < 4; c++)
+    hits[c] = bits_((right >= vf(BLOCK * c + 0.5f - WIDER)) & (leftmost <= vf(BLOCK * c + BLOCK - 0.5f + WIDER)));
+  const vf u0 = -fma_(ux, x, uy * y), v0 = -vy * y;
+  for (int i = 0; i < 4; i++) store_(&out[i].u0, load_(&n[i]->x));
+  store_quads_(start_quads_(u0, v0, q.near), &out[0].u0, &out[1].u0, &out[2].u0, &out[3].u0);
+}
+
 // Loads `count` <= BATCH entries from `at` on of the tile at (left, top) and sorts them into the blocks of `alive`.
 inline void load_batch(const TileList &list, uint32_t at, int count, float left, float top, uint32_t alive, Batch &batch) {
   constexpr int AHEAD = 32;  // the list's memory goes on after its end
   const uint32_t *entries = list.entries + at;
-  alignas(64) uint16_t masks[BATCH + LANES];
-  const Lattice corner = lattice(BLOCK, 0.5f, 0.5f);
-  for (int i = 0; i < count; i++) {
-    __builtin_prefetch(record_of(list, entries[i + AHEAD]));
-    const Record &n = *record_of(list, entries[i]);
-    const float x = n.x - left, y = n.y - top;
-    Local &local = batch.local[i];
-    store_(&local.u0, load_(&n.x));
-    local.u0 = -fma_(n.ux, x, n.uy * y);
-    local.v0 = -n.vy * y;
-    masks[i] = static_cast<uint16_t>(blocks_reached(n, x, y, corner) & alive);
-  }
-  for (int i = count; i < count + LANES; i++) masks[i] = 0;
+  const vf rows = block_rows();
   for (int b = 0; b < BLOCKS; b++) batch.count[b] = 0;
-  for (int i = 0; i < count; i += LANES) append_to_blocks(masks + i, i, alive, batch);
+  for (int i = 0; i < count; i += LANES) {
+    uint64_t hits[4] = {0, 0, 0, 0};
+    for (int k = 0; k < LANES && i + k < count; k += 4) {
+      const Record *n[4];
+      uint32_t found[4];
+      for (int j = 0; j < 4; j++) {
+        const int here = i + k + j;
+        __builtin_prefetch(record_of(list, entries[here + AHEAD]));
+        n[j] = record_of(list, entries[here < count ? here : count - 1]);
+      }
+      localise(n, vf(left), vf(top), rows, batch.local + i + k, found);
+      for (int c = 0; c < 4; c++) hits[c] |= static_cast<uint64_t>(found[c]) << (4 * k);
+    }
+    if (count - i < LANES)
+      for (int c = 0; c < 4; c++) hits[c] &= (uint64_t(1) << 4 * (count - i)) - 1;
+    append_to_blocks(hits, i, alive, batch);
+  }
 }
 
 GW_INLINE vf log2_alpha_at(const Local &n, const Lattice &pixel) {

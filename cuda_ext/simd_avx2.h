@@ -137,14 +137,42 @@ GW_INLINE vf pair_(const float *p) {
   return {both, both};
 }
 
-// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
+// Four times four floats side by side; spread_: the K-th of each four in all its lanes; start_quads_: fours whose first two
+// floats are those of a and b.
+GW_INLINE vf load_quads_(const float *a, const float *b, const float *c, const float *d) {
+  return {_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1),
+          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(c)), _mm_loadu_ps(d), 1)};
+}
+GW_INLINE void store_quads_(vf x, float *a, float *b, float *c, float *d) {
+  _mm_storeu_ps(a, _mm256_castps256_ps128(x.a));
+  _mm_storeu_ps(b, _mm256_extractf128_ps(x.a, 1));
+  _mm_storeu_ps(c, _mm256_castps256_ps128(x.b));
+  _mm_storeu_ps(d, _mm256_extractf128_ps(x.b, 1));
+}
+template <int K>
+GW_INLINE vf spread_(vf x) {
+  return {_mm256_permute_ps(x.a, 0x55 * K), _mm256_permute_ps(x.b, 0x55 * K)};
+}
+GW_INLINE __m256 start_half(__m256 a, __m256 b, __m256 x) { return _mm256_blend_ps(_mm256_blend_ps(x, a, 0x11), b, 0x22); }
+GW_INLINE vf start_quads_(vf a, vf b, vf x) { return {start_half(a.a, b.a, x.a), start_half(a.b, b.b, x.b)}; }
+
+// The bits 0, 4, 8, ... of x side by side.
+GW_INLINE uint32_t every_fourth_(uint64_t x) { return static_cast<uint32_t>(_pext_u64(x, 0x1111111111111111u)); }
+// Appends, to the list of each block named in `blocks`, those of first..first+15 that reach it; hits: see localise.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t, Lists &lists) {
-  for (int i = 0; i < 16; i++)
-    for (uint32_t m = masks[i]; m; m &= m - 1) {
-      const int block = __builtin_ctz(m);
-      lists.values[block][lists.count[block]++] = static_cast<uint32_t>(first + i);
+GW_INLINE void append_to_blocks(const uint64_t hits[4], int first, uint32_t blocks, Lists &lists) {
+  for (; blocks; blocks &= blocks - 1) {
+    const int block = __builtin_ctz(blocks);
+    const uint32_t in = every_fourth_(hits[block & 3] >> (block >> 2));
+    for (int half = 0; half < 16; half += 8) {  // the places of the set bits, a byte each, side by side
+      const uint64_t bytes = _pdep_u64(in >> half & 0xff, 0x0101010101010101u) * 0xff;
+      const uint64_t places = _pext_u64(0x0706050403020100u, bytes);
+      const __m256i at = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(places)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i *>(lists.values[block] + lists.count[block]),
+                          _mm256_add_epi32(at, _mm256_set1_epi32(first + half)));
+      lists.count[block] += __builtin_popcount(in >> half & 0xff);
     }
+  }
 }
 
 // rows[i] = sixteen consecutive floats, row i of the 16 x 16 matrix whose columns are given.

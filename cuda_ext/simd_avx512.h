@@ -118,16 +118,36 @@ GW_INLINE void store_pairs_(float *out, vf a, vf b) {
 constexpr int pair_pixel(int i) { return (i & 7) / 2 * 4 + (i & 1) + (i & 8) / 4; }
 GW_INLINE vf pair_(const float *p) { return _mm512_castpd_ps(_mm512_set1_pd(*reinterpret_cast<const double *>(p))); }
 
-// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
+// Four times four floats side by side; spread_: the K-th of each four in all its lanes; start_quads_: fours whose first two
+// floats are those of a and b.
+GW_INLINE vf load_quads_(const float *a, const float *b, const float *c, const float *d) {
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+  const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(c)), _mm_loadu_ps(d), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+GW_INLINE void store_quads_(vf x, float *a, float *b, float *c, float *d) {
+  _mm_storeu_ps(a, _mm512_castps512_ps128(x.v));
+  _mm_storeu_ps(b, _mm512_extractf32x4_ps(x.v, 1));
+  _mm_storeu_ps(c, _mm512_extractf32x4_ps(x.v, 2));
+  _mm_storeu_ps(d, _mm512_extractf32x4_ps(x.v, 3));
+}
+template <int K>
+GW_INLINE vf spread_(vf x) {
+  return _mm512_permute_ps(x.v, 0x55 * K);
+}
+GW_INLINE vf start_quads_(vf a, vf b, vf x) { return _mm512_mask_mov_ps(_mm512_mask_mov_ps(x.v, 0x1111, a.v), 0x2222, b.v); }
+
+// The bits 0, 4, 8, ... of x side by side.
+GW_INLINE uint32_t every_fourth_(uint64_t x) { return static_cast<uint32_t>(_pext_u64(x, 0x1111111111111111u)); }
+// Appends, to the list of each block named in `blocks`, those of first..first+15 that reach it; hits: see localise.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t blocks, Lists &lists) {
-  const __m256i m = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(masks));
+GW_INLINE void append_to_blocks(const uint64_t hits[4], int first, uint32_t blocks, Lists &lists) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i v = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
   for (; blocks; blocks &= blocks - 1) {
     const int block = __builtin_ctz(blocks);
-    const __mmask16 in = _mm256_test_epi16_mask(m, _mm256_set1_epi16(static_cast<int16_t>(1u << block)));
-    _mm512_storeu_si512(lists.values[block] + lists.count[block], _mm512_maskz_compress_epi32(in, v));
+    const uint32_t in = every_fourth_(hits[block & 3] >> (block >> 2));
+    _mm512_storeu_si512(lists.values[block] + lists.count[block], _mm512_maskz_compress_epi32(static_cast<__mmask16>(in), v));
     lists.count[block] += __builtin_popcount(in);
   }
 }

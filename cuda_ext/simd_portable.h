@@ -148,14 +148,40 @@ GW_INLINE vf pair_(const float *p) {
   return float16{a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b};
 }
 
-// Appends, to the list of each block named in `blocks`, those of first..first+15 whose mask has the block's bit.
+// Four times four floats side by side; spread_: the K-th of each four in all its lanes; start_quads_: fours whose first two
+// floats are those of a and b.
+GW_INLINE vf load_quads_(const float *a, const float *b, const float *c, const float *d) {
+  return float16{a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]};
+}
+GW_INLINE void store_quads_(vf x, float *a, float *b, float *c, float *d) {
+  for (int k = 0; k < 4; k++) a[k] = x.v[k], b[k] = x.v[4 + k], c[k] = x.v[8 + k], d[k] = x.v[12 + k];
+}
+template <int K>
+GW_INLINE vf spread_(vf x) {
+  for (int i = 0; i < 16; i += 4) x.v[i] = x.v[i + 1] = x.v[i + 2] = x.v[i + 3] = x.v[i + K];
+  return x;
+}
+GW_INLINE vf start_quads_(vf a, vf b, vf x) {
+  for (int i = 0; i < 16; i += 4) x.v[i] = a.v[i], x.v[i + 1] = b.v[i + 1];
+  return x;
+}
+
+// The bits 0, 4, 8, ... of x side by side.
+GW_INLINE uint32_t every_fourth_(uint64_t x) {
+  x &= 0x1111111111111111u;
+  x = (x | x >> 3) & 0x0303030303030303u;
+  x = (x | x >> 6) & 0x000f000f000f000fu;
+  x = (x | x >> 12) & 0x000000ff000000ffu;
+  return static_cast<uint32_t>(x | x >> 24) & 0xffffu;
+}
+// Appends, to the list of each block named in `blocks`, those of first..first+15 that reach it; hits: see localise.
 template <class Lists>
-GW_INLINE void append_to_blocks(const uint16_t *masks, int first, uint32_t, Lists &lists) {
-  for (int i = 0; i < 16; i++)
-    for (uint32_t m = masks[i]; m; m &= m - 1) {
-      const int block = __builtin_ctz(m);
-      lists.values[block][lists.count[block]++] = static_cast<uint32_t>(first + i);
-    }
+GW_INLINE void append_to_blocks(const uint64_t hits[4], int first, uint32_t blocks, Lists &lists) {
+  for (; blocks; blocks &= blocks - 1) {
+    const int block = __builtin_ctz(blocks);
+    for (uint32_t in = every_fourth_(hits[block & 3] >> (block >> 2)); in; in &= in - 1)
+      lists.values[block][lists.count[block]++] = static_cast<uint32_t>(first + __builtin_ctz(in));
+  }
 }
 
 // rows[i] = sixteen consecutive floats, row i of the 16 x 16 matrix whose columns are given.
