@@ -197,6 +197,47 @@ inline uint32_t append_records(Frame &frame, size_t base, uint32_t count, uint32
   return count;
 }
 
+// Sixteen projected Gaussians whose coefficients are on their way from memory.
+struct Group {
+  vf fields[16];
+  Vec3<vf> direction;
+  Spans spans;
+  int64_t at;
+  uint32_t bits;  // lanes that may be seen
+};
+
+inline void project_group(const gw_scene &scene, const float *columns, const ViewSetup &view, const Pinhole<vf> &camera,
+                          int64_t at, int64_t end, Group &group) {
+  const Links links(scene, at);
+  const Pose<vf> pose = load_pose(view.poses, links.of, links.same);
+  vf column[Columns::COUNT];
+  for (int k = 0; k < Columns::COUNT; k++) column[k] = load_(columns + k * CHUNK);
+  const Vec3<vf> mean = {column[0], column[1], column[2]};
+  const Projected<vf> p = project(mean, axes_from(column), pose, camera);
+  vf peak = column[12];
+  if (view.antialiased) peak += log2_compensation(p);
+  const uint32_t valid = end - at < LANES ? (1u << (end - at)) - 1 : 0xffffu;
+  group.at = at;
+  group.bits = bits_(visible_lanes(view, p, peak, mask_from_bits_(valid), group.spans));
+  if (!group.bits) return;
+  for (uint32_t m = group.bits; m; m &= m - 1) {
+    const char *first = reinterpret_cast<const char *>(scene.sh + (at + __builtin_ctz(m)) * 3 * scene.sh_count);
+    for (int byte = 0; byte < 12 * scene.sh_count; byte += 64) __builtin_prefetch(first + byte);
+  }
+  vf flow[2] = {vf(0.0f), vf(0.0f)}, inverse_length;
+  group.direction = view_direction(pose, p.centre, inverse_length);
+  if (view.want_flow) flow_of(view, links, mean, p, flow);
+  const Ellipse<vf> e = ellipse_of(p);
+  alignas(64) int32_t id[LANES];
+  for (int i = 0; i < LANES; i++) id[i] = static_cast<int32_t>(at + i);
+  const vf none(0.0f);
+  const vf fields[16] = {p.x, p.y, e.ux, e.uy, e.vy, peak, vf(1.0f) / e.ux, e.along_y * half_extent(peak, p.a), none, none, none,
+                         p.centre.z, flow[0], flow[1], load_(reinterpret_cast<const float *>(links.of)),
+                         load_(reinterpret_cast<const float *>(id))};
+  for (int k = 0; k < 16; k++) group.fields[k] = fields[k];
+}
+
+// Each group of sixteen is coloured after the next one is projected: meanwhile its coefficients arrive.
 inline void project_chunk(const gw_scene &scene, const Columns &columns, const ViewSetup &view, Frame &frame, int chunk) {
   const int64_t begin = chunk * int64_t(CHUNK), end = begin + CHUNK < scene.count ? begin + CHUNK : scene.count;
   const Pinhole<vf> camera = pinhole<vf>(view.intrinsics, view.width, view.height);
@@ -204,29 +245,17 @@ inline void project_chunk(const gw_scene &scene, const Columns &columns, const V
   uint64_t slots = 0;
   ChunkColumns scratch;
   const float *own = columns_of(scene, columns, chunk, scratch);
-  for (int64_t at = begin; at < end; at += LANES) {
-    const Links links(scene, at);
-    const Pose<vf> pose = load_pose(view.poses, links.of, links.same);
-    vf column[Columns::COUNT];
-    for (int k = 0; k < Columns::COUNT; k++) column[k] = load_(own + k * CHUNK + (at - begin));
-    const Vec3<vf> mean = {column[0], column[1], column[2]};
-    const Projected<vf> p = project(mean, axes_from(column), pose, camera);
-    vf peak = column[12];
-    if (view.antialiased) peak += log2_compensation(p);
-    const uint32_t valid = end - at < LANES ? (1u << (end - at)) - 1 : 0xffffu;
-    Spans spans;
-    uint32_t bits = bits_(visible_lanes(view, p, peak, mask_from_bits_(valid), spans));
-    if (!bits) continue;
-    vf rgb[3] = {vf(0.0f), vf(0.0f), vf(0.0f)}, flow[2] = {vf(0.0f), vf(0.0f)}, inverse_length;
-    bits = colour_lanes(scene, at, view_direction(pose, p.centre, inverse_length), bits, rgb);
-    if (view.want_flow) flow_of(view, links, mean, p, flow);
-    const Ellipse<vf> e = ellipse_of(p);
-    alignas(64) int32_t id[LANES];
-    for (int i = 0; i < LANES; i++) id[i] = static_cast<int32_t>(at + i);
-    const vf fields[16] = {p.x, p.y, e.ux, e.uy, e.vy, peak, vf(1.0f) / e.ux, e.along_y * half_extent(peak, p.a), rgb[0], rgb[1], rgb[2], p.centre.z,
-                           flow[0], flow[1], load_(reinterpret_cast<const float *>(links.of)),
-                           load_(reinterpret_cast<const float *>(id))};
-    count = append_records(frame, static_cast<size_t>(begin), count, bits, fields, spans, slots);
+  Group groups[2];
+  groups[0].bits = groups[1].bits = 0;
+  for (int64_t at = begin; at < end + LANES; at += LANES) {
+    Group &next = groups[at / LANES & 1], &ready = groups[~(at / LANES) & 1];
+    if (at < end)
+      project_group(scene, own + (at - begin), view, camera, at, end, next);
+    else
+      next.bits = 0;
+    if (!ready.bits) continue;
+    ready.bits = colour_lanes(scene, ready.at, ready.direction, ready.bits, ready.fields + 8);
+    count = append_records(frame, static_cast<size_t>(begin), count, ready.bits, ready.fields, ready.spans, slots);
   }
   frame.chunk_count[chunk] = count;
   frame.chunk_slots[chunk] = slots;
