@@ -1,14 +1,11 @@
 // Projection kernels: the view-independent columns, and a chunk of Gaussians in one view.
 #pragma once
 #include "frame.h"
-#include "simd.h"
+#include "simd_part.h"
 #include "splat_sh.h"
 
 namespace gw {
 namespace GW_ISA {
-
-typedef float float4v __attribute__((vector_size(16)));
-typedef int32_t int4v __attribute__((vector_size(16)));
 
 // Sixteen rows of an [N, WIDTH] array from row `at` on; past the end the last row is read again.
 template <int WIDTH>
@@ -99,42 +96,60 @@ GW_INLINE Vec3<vf> view_direction(const Pose<vf> &pose, const Vec3<vf> &centre, 
   return scaled(d, inverse_length);
 }
 
-// Colour of one Gaussian; `largest` receives the greatest magnitude among its coefficients, as bits (NaN is greatest).
-GW_INLINE float4v sh_colour(const float *sh, const float *basis, int count, int32_t &largest) {
-  const int4v keep = {0x7fffffff, 0x7fffffff, 0x7fffffff, 0x7fffffff};
-  float4v sum = {0.5f, 0.5f, 0.5f, 0.5f};
-  int4v peak = {0, 0, 0, 0};
-  for (int k = 0; k < count; k++) {
-    float4v c = {sh[3 * k], sh[3 * k + 1], sh[3 * k + 2], 0.0f};
-    if (k + 1 < count) memcpy(&c, sh + 3 * k, sizeof c);  // one float past the coefficient is still this Gaussian's
-    sum += c * basis[k * LANES];
-    const int4v bits = (int4v)c & keep;
-    peak = bits > peak ? bits : peak;
+constexpr int MOST_SH = 16, SH_VECTORS = 3 * MOST_SH / LANES;
+struct Thirds {  // 0 0 0 1 1 1 2 2 2 ...
+  alignas(64) int32_t of[SH_VECTORS * LANES];
+  constexpr Thirds() : of() {
+    for (int i = 0; i < SH_VECTORS * LANES; i++) of[i] = i / 3;
   }
-  largest = peak[0] > peak[1] ? peak[0] : peak[1];
-  largest = largest > peak[2] ? largest : peak[2];
-  return sum;
+};
+constexpr Thirds thirds;
+
+// basis[i]: the `count` basis values of lane i's direction, then zeros.
+GW_INLINE void basis_of_lanes(const Vec3<vf> &direction, int count, vf basis[LANES]) {
+  vf values[MOST_SH];
+  sh_basis(direction, count, values);
+  for (int k = count; k < MOST_SH; k++) values[k] = vf(0.0f);
+  transpose_(values, basis);
+}
+
+// Colours of Gaussians that look alike from everywhere, as colour_lanes.
+GW_INLINE uint32_t flat_colour_lanes(const gw_scene &scene, int64_t at, uint32_t bits, vf rgb[3]) {
+  vm good = mask_from_bits_(bits);
+  split3_(Rows<3>(scene.sh, at, scene.count).data, rgb);
+  for (int c = 0; c < 3; c++) {
+    good = good & sound(rgb[c]);
+    rgb[c] = max_(fma_(rgb[c], vf(SH0), vf(0.5f)), vf(0.0f));
+  }
+  return bits_(good);
 }
 
 // Colours of the lanes in `bits` into rgb; returns the lanes whose coefficients are all sound.
 inline uint32_t colour_lanes(const gw_scene &scene, int64_t at, const Vec3<vf> &direction, uint32_t bits, vf rgb[3]) {
-  alignas(64) float basis[16][LANES], out[3][LANES] = {};
-  vf values[16];
-  sh_basis(direction, scene.sh_count, values);
-  for (int k = 0; k < scene.sh_count; k++) store_(basis[k], values[k]);
-  int32_t limit;
-  const float largest_sound = LARGEST;
-  memcpy(&limit, &largest_sound, sizeof limit);
+  if (scene.sh_count == 1) return flat_colour_lanes(scene, at, bits, rgb);
+  const int width = 3 * scene.sh_count;
+  vf basis[LANES], products[SH_VECTORS][LANES], column[LANES];
+  basis_of_lanes(direction, scene.sh_count, basis);
+  for (int j = 0; j * LANES < width; j++)
+    for (int i = 0; i < LANES; i++) products[j][i] = vf(0.0f);
   uint32_t good = 0;
   for (uint32_t m = bits; m; m &= m - 1) {
     const int lane = __builtin_ctz(m);
-    int32_t largest;
-    const float4v c = sh_colour(scene.sh + (at + lane) * 3 * scene.sh_count, &basis[0][lane], scene.sh_count, largest);
-    if (largest > limit) continue;
-    good |= 1u << lane;
-    for (int k = 0; k < 3; k++) out[k][lane] = c[k] > 0.0f ? c[k] : 0.0f;
+    const float *sh = scene.sh + (at + lane) * width;
+    uint32_t sound_lanes = 0xffffu;
+    for (int j = 0; j * LANES < width; j++) {
+      const vf c = load_first_(sh + j * LANES, lanes_left(width - j * LANES));
+      sound_lanes &= bits_(sound(c));
+      products[j][lane] = c * lookup_(basis[lane], thirds.of + j * LANES);
+    }
+    good |= static_cast<uint32_t>(sound_lanes == 0xffffu) << lane;
   }
-  for (int k = 0; k < 3; k++) rgb[k] = load_(out[k]);
+  for (int c = 0; c < 3; c++) rgb[c] = vf(0.5f);
+  for (int j = 0; j * LANES < width; j++) {
+    transpose_(products[j], column);
+    for (int i = 0; i < LANES; i++) rgb[(j * LANES + i) % 3] += column[i];
+  }
+  for (int c = 0; c < 3; c++) rgb[c] = max_(rgb[c], vf(0.0f));
   return good;
 }
 

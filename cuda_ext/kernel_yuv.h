@@ -16,7 +16,7 @@ struct Colours {
 GW_INLINE vf clamp_(vf x) { return min_(max_(x, vf(0.0f)), vf(1.0f)); }  // NaN becomes 0
 GW_INLINE Colours load_colours(const float *rgb) {
   vf c[3];
-  split_rgb_(rgb, c);
+  split3_(rgb, c);
   return {clamp_(c[0]), clamp_(c[1]), clamp_(c[2])};
 }
 GW_INLINE vf luma(const Colours &c) { return fma_(vf(LUMA_R), c.r, fma_(vf(LUMA_G), c.g, vf(LUMA_B) * c.b)); }

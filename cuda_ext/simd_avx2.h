@@ -104,25 +104,57 @@ GW_INLINE vf strided_(const float *base, int stride) {
   return {_mm256_i32gather_ps(base, at, 4), _mm256_i32gather_ps(base + 8 * stride, at, 4)};
 }
 
+// Lane (3 i + k) % 8 of one of three registers holds channel k of pixel i, and no lane is needed of two of them.
+template <int FROM_B, int FROM_C>
+GW_INLINE __m256 channel_half(const float *p, int channel) {
+  const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8), c = _mm256_loadu_ps(p + 16);
+  const __m256i step = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);  // only the low three bits count
+  const __m256 lanes = _mm256_blend_ps(_mm256_blend_ps(a, b, FROM_B), c, FROM_C);
+  return _mm256_permutevar8x32_ps(lanes, _mm256_add_epi32(step, _mm256_set1_epi32(channel)));
+}
+GW_INLINE __m256 two_quads(const float *a, const float *b) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b), 1);
+}
+GW_INLINE void split4_half(const float *p, __m256 out[4]) {
+  const __m256 q0 = two_quads(p, p + 16), q1 = two_quads(p + 4, p + 20), q2 = two_quads(p + 8, p + 24), q3 = two_quads(p + 12, p + 28);
+  const __m256 low01 = _mm256_unpacklo_ps(q0, q1), high01 = _mm256_unpackhi_ps(q0, q1);
+  const __m256 low23 = _mm256_unpacklo_ps(q2, q3), high23 = _mm256_unpackhi_ps(q2, q3);
+  out[0] = _mm256_shuffle_ps(low01, low23, 0x44);
+  out[1] = _mm256_shuffle_ps(low01, low23, 0xEE);
+  out[2] = _mm256_shuffle_ps(high01, high23, 0x44);
+  out[3] = _mm256_shuffle_ps(high01, high23, 0xEE);
+}
+
 // Splits sixteen consecutive groups of three or four floats into columns.
 GW_INLINE void split3_(const float *p, vf out[3]) {
-  for (int k = 0; k < 3; k++) out[k] = strided_(p + k, 3);
+  out[0] = {channel_half<0x92, 0x24>(p, 0), channel_half<0x92, 0x24>(p + 24, 0)};
+  out[1] = {channel_half<0x24, 0x49>(p, 1), channel_half<0x24, 0x49>(p + 24, 1)};
+  out[2] = {channel_half<0x49, 0x92>(p, 2), channel_half<0x49, 0x92>(p + 24, 2)};
 }
 GW_INLINE void split4_(const float *p, vf out[4]) {
-  for (int k = 0; k < 4; k++) out[k] = strided_(p + k, 4);
+  __m256 a[4], b[4];
+  split4_half(p, a), split4_half(p + 32, b);
+  for (int k = 0; k < 4; k++) out[k] = {a[k], b[k]};
 }
 
 // Sixteen pixels of two or three planes, interleaved.
-GW_INLINE void join2_(float *out, vf a, vf b) {
-  float p[2][16];
-  store_(p[0], a), store_(p[1], b);
-  for (int i = 0; i < 16; i++) out[2 * i] = p[0][i], out[2 * i + 1] = p[1][i];
+GW_INLINE void join2_half(float *out, __m256 a, __m256 b) {
+  const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+  _mm256_storeu_ps(out, _mm256_permute2f128_ps(low, high, 0x20));
+  _mm256_storeu_ps(out + 8, _mm256_permute2f128_ps(low, high, 0x31));
 }
-GW_INLINE void join3_(float *out, vf a, vf b, vf c) {
-  float p[3][16];
-  store_(p[0], a), store_(p[1], b), store_(p[2], c);
-  for (int i = 0; i < 16; i++) out[3 * i] = p[0][i], out[3 * i + 1] = p[1][i], out[3 * i + 2] = p[2][i];
+GW_INLINE void join2_(float *out, vf x, vf y) { join2_half(out, x.a, y.a), join2_half(out + 16, x.b, y.b); }
+template <int FROM_B, int FROM_C>  // eight floats whose pixels are `pixel`
+GW_INLINE __m256 joined(__m256 a, __m256 b, __m256 c, __m256i pixel) {
+  const __m256 two = _mm256_blend_ps(_mm256_permutevar8x32_ps(a, pixel), _mm256_permutevar8x32_ps(b, pixel), FROM_B);
+  return _mm256_blend_ps(two, _mm256_permutevar8x32_ps(c, pixel), FROM_C);
 }
+GW_INLINE void join3_half(float *out, __m256 a, __m256 b, __m256 c) {
+  _mm256_storeu_ps(out, joined<0x92, 0x24>(a, b, c, _mm256_setr_epi32(0, 0, 0, 1, 1, 1, 2, 2)));
+  _mm256_storeu_ps(out + 8, joined<0x24, 0x49>(a, b, c, _mm256_setr_epi32(2, 3, 3, 3, 4, 4, 4, 5)));
+  _mm256_storeu_ps(out + 16, joined<0x49, 0x92>(a, b, c, _mm256_setr_epi32(5, 5, 6, 6, 6, 7, 7, 7)));
+}
+GW_INLINE void join3_(float *out, vf x, vf y, vf z) { join3_half(out, x.a, y.a, z.a), join3_half(out + 24, x.b, y.b, z.b); }
 
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
 GW_INLINE void store_pairs_(float *out, vf x, vf y) {
@@ -176,10 +208,35 @@ GW_INLINE void append_to_blocks(const uint64_t hits[4], int first, uint32_t bloc
 }
 
 // rows[i] = sixteen consecutive floats, row i of the 16 x 16 matrix whose columns are given.
+GW_INLINE void transpose_half(const __m256 in[8], __m256 out[8]) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(in[i], in[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(in[i], in[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xEE);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; i++) {
+    out[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    out[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
 GW_INLINE void transpose_(const vf columns[16], vf rows[16]) {
-  alignas(32) float matrix[16][16];
-  for (int i = 0; i < 16; i++) store_(matrix[i], columns[i]);
-  for (int i = 0; i < 16; i++) rows[i] = strided_(&matrix[0][i], 16);
+  for (int half = 0; half < 2; half++) {
+    __m256 in[8], top[8], bottom[8];
+    for (int i = 0; i < 8; i++) in[i] = columns[8 * half + i].a;
+    transpose_half(in, top);
+    for (int i = 0; i < 8; i++) in[i] = columns[8 * half + i].b;
+    transpose_half(in, bottom);
+    for (int i = 0; i < 8; i++) {
+      (half ? rows[i].b : rows[i].a) = top[i];
+      (half ? rows[i + 8].b : rows[i + 8].a) = bottom[i];
+    }
+  }
 }
 
 }  // namespace GW_ISA

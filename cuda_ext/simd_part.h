@@ -50,25 +50,6 @@ GW_INLINE vf lookup_(vf table, const int32_t *index) {
 }
 #endif
 
-// Sixteen pixels r g b r g b ... as a vector of each channel.
-#if defined(GW_USE_AVX2)
-// Lane (3 i + k) % 8 of one of three registers holds channel k of pixel i, and no lane is needed of two of them.
-template <int FROM_B, int FROM_C>
-GW_INLINE __m256 channel_half(const float *p, int channel) {
-  const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8), c = _mm256_loadu_ps(p + 16);
-  const __m256i step = _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21);  // only the low three bits count
-  const __m256 lanes = _mm256_blend_ps(_mm256_blend_ps(a, b, FROM_B), c, FROM_C);
-  return _mm256_permutevar8x32_ps(lanes, _mm256_add_epi32(step, _mm256_set1_epi32(channel)));
-}
-GW_INLINE void split_rgb_(const float *p, vf out[3]) {
-  out[0] = {channel_half<0x92, 0x24>(p, 0), channel_half<0x92, 0x24>(p + 24, 0)};
-  out[1] = {channel_half<0x24, 0x49>(p, 1), channel_half<0x24, 0x49>(p + 24, 1)};
-  out[2] = {channel_half<0x49, 0x92>(p, 2), channel_half<0x49, 0x92>(p + 24, 2)};
-}
-#else
-GW_INLINE void split_rgb_(const float *p, vf out[3]) { split3_(p, out); }
-#endif
-
 // Sums of sixteen pairs of neighbours; lanes in 0..255.99 cut to whole numbers.
 #if defined(GW_USE_AVX512)
 GW_INLINE vf add_pairs_(const float *p) {
