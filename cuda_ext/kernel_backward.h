@@ -20,20 +20,23 @@ struct BackwardState {
 // Sixteen pixels of a picture with CHANNELS interleaved; 0 where there is no picture or no pixel.
 template <int CHANNELS>
 GW_INLINE void read_block(const float *picture, const ViewSetup &view, int left, int top, vf out[CHANNELS]) {
-  alignas(64) float pixels[LANES * CHANNELS] = {};
+  const size_t stride = static_cast<size_t>(view.width) * CHANNELS;
+  const float *from = picture + top * stride + static_cast<size_t>(left) * CHANNELS;
+  float rows[BLOCK][CHANNELS * BLOCK] = {};
+  const float *row[BLOCK] = {rows[0], rows[1], rows[2], rows[3]};
+  const bool whole = left + BLOCK <= view.width && top + BLOCK <= view.height;
   const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
-  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
-  for (int row = 0; picture && row < rows; row++) {
-    const float *from = picture + (static_cast<size_t>(top + row) * view.width + left) * CHANNELS;
-    float *to = pixels + row * BLOCK * CHANNELS;
-    if (columns == BLOCK)
-      memcpy(to, from, BLOCK * CHANNELS * sizeof *to);
+  for (int y = 0; picture && y < BLOCK && top + y < view.height; y++)
+    if (whole)
+      row[y] = from + y * stride;
     else
-      for (int i = 0; i < columns * CHANNELS; i++) to[i] = from[i];
-  }
-  if (CHANNELS == 1) out[0] = load_(pixels);
-  if (CHANNELS == 2) out[0] = strided_(pixels, 2), out[CHANNELS - 1] = strided_(pixels + 1, 2);
-  if (CHANNELS == 3) split3_(pixels, out);
+      memcpy(rows[y], from + y * stride, static_cast<size_t>(columns) * CHANNELS * sizeof *from);
+  vf quads[CHANNELS];
+  for (int k = 0; k < CHANNELS; k++)
+    quads[k] = load_quads_(row[0] + BLOCK * k, row[1] + BLOCK * k, row[2] + BLOCK * k, row[3] + BLOCK * k);
+  if (CHANNELS == 1) out[0] = quads[0];
+  if (CHANNELS == 2) unweave2_(quads, out);
+  if (CHANNELS == 3) unweave3_(quads, out);
 }
 
 // Loads a block's pixels and their gradients; `centre` is the origin of the basis' X and Y.

@@ -197,49 +197,49 @@ GW_INLINE uint32_t clear_tile(const ViewSetup &view, int left, int top, TileStat
   return alive;
 }
 
-// Copies a block's rows of up to 4 pixels each into a picture.
+// Stores a block into a picture: quads[k] holds floats 4 k..4 k+3 of each of its rows.
 template <int CHANNELS>
-GW_INLINE void put_block(float *picture, const ViewSetup &view, int left, int top, const float *pixels) {
-  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
-  const int rows = view.height - top < BLOCK ? view.height - top : BLOCK;
-  for (int row = 0; row < rows; row++) {
-    float *to = picture + (static_cast<size_t>(top + row) * view.width + left) * CHANNELS;
-    const float *from = pixels + row * BLOCK * CHANNELS;
-    if (columns == BLOCK)
-      memcpy(to, from, BLOCK * CHANNELS * sizeof *to);
-    else
-      for (int i = 0; i < columns * CHANNELS; i++) to[i] = from[i];
+GW_INLINE void put_block(float *picture, const ViewSetup &view, int left, int top, const vf *quads) {
+  const size_t stride = static_cast<size_t>(view.width) * CHANNELS;
+  float *to = picture + top * stride + static_cast<size_t>(left) * CHANNELS;
+  if (left + BLOCK <= view.width && top + BLOCK <= view.height) {
+    for (int k = 0; k < CHANNELS; k++, to += BLOCK) store_quads_(quads[k], to, to + stride, to + 2 * stride, to + 3 * stride);
+    return;
   }
+  float rows[BLOCK][CHANNELS * BLOCK];
+  for (int k = 0; k < CHANNELS; k++)
+    store_quads_(quads[k], rows[0] + BLOCK * k, rows[1] + BLOCK * k, rows[2] + BLOCK * k, rows[3] + BLOCK * k);
+  const int columns = view.width - left < BLOCK ? view.width - left : BLOCK;
+  for (int row = 0; row < BLOCK && top + row < view.height; row++)
+    memcpy(to + row * stride, rows[row], static_cast<size_t>(columns) * CHANNELS * sizeof *to);
 }
 
 inline void write_block(const ViewSetup &view, const ImageView &images, int left, int top, TileState &s, int block) {
   if (left >= view.width || top >= view.height) return;
   const vf kept = load_(s.kept[block]), alpha = vf(1.0f) - kept;
-  alignas(64) float out[3 * LANES];
+  vf quads[3];
   if (images.rgb) {
     vf rgb[3] = {load_(s.r[block]), load_(s.g[block]), load_(s.b[block])};
     for (int c = 0; c < 3; c++) rgb[c] = fma_(kept, vf(view.background[c]), rgb[c]);
-    join3_(out, rgb[0], rgb[1], rgb[2]);
-    put_block<3>(images.rgb, view, left, top, out);
+    weave3_(rgb[0], rgb[1], rgb[2], quads);
+    put_block<3>(images.rgb, view, left, top, quads);
   }
-  if (images.alpha) {
-    store_(out, alpha);
-    put_block<1>(images.alpha, view, left, top, out);
-  }
+  if (images.alpha) put_block<1>(images.alpha, view, left, top, &alpha);
   if (images.link_id) {
     // A single link (0, all bits zero) leads wherever anything was blended.
-    if (view.link_count == 1) store_(s.link[block], select_(alpha > vf(0.0f), vf(0.0f), load_(s.link[block])));
-    put_block<1>(reinterpret_cast<float *>(images.link_id), view, left, top, s.link[block]);
+    vf link = load_(s.link[block]);
+    if (view.link_count == 1) link = select_(alpha > vf(0.0f), vf(0.0f), link);
+    put_block<1>(reinterpret_cast<float *>(images.link_id), view, left, top, &link);
   }
   if (!images.depth && !images.flow) return;
   const vf scale = zero_unless_(alpha > vf(0.0f), vf(1.0f) / max_(alpha, vf(1e-20f)));
   if (images.depth) {
-    store_(out, load_(s.z[block]) * scale);
-    put_block<1>(images.depth, view, left, top, out);
+    const vf depth = load_(s.z[block]) * scale;
+    put_block<1>(images.depth, view, left, top, &depth);
   }
   if (images.flow) {
-    join2_(out, load_(s.flow_x[block]) * scale, load_(s.flow_y[block]) * scale);
-    put_block<2>(images.flow, view, left, top, out);
+    weave2_(load_(s.flow_x[block]) * scale, load_(s.flow_y[block]) * scale, quads);
+    put_block<2>(images.flow, view, left, top, quads);
   }
 }
 

@@ -137,24 +137,33 @@ GW_INLINE void split4_(const float *p, vf out[4]) {
   for (int k = 0; k < 4; k++) out[k] = {a[k], b[k]};
 }
 
-// Sixteen pixels of two or three planes, interleaved.
-GW_INLINE void join2_half(float *out, __m256 a, __m256 b) {
-  const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
-  _mm256_storeu_ps(out, _mm256_permute2f128_ps(low, high, 0x20));
-  _mm256_storeu_ps(out + 8, _mm256_permute2f128_ps(low, high, 0x31));
+// Four rows of four pixels: what a pixel has in two or three planes side by side, as the first, second (and third) four
+// floats of each row; and back.
+template <int A, int B, int C, int D>  // lanes A and B of each four of x, lanes C and D of y
+GW_INLINE vf mix(vf x, vf y) {
+  constexpr int lanes = A | B << 2 | C << 4 | D << 6;
+  return {_mm256_shuffle_ps(x.a, y.a, lanes), _mm256_shuffle_ps(x.b, y.b, lanes)};
 }
-GW_INLINE void join2_(float *out, vf x, vf y) { join2_half(out, x.a, y.a), join2_half(out + 16, x.b, y.b); }
-template <int FROM_B, int FROM_C>  // eight floats whose pixels are `pixel`
-GW_INLINE __m256 joined(__m256 a, __m256 b, __m256 c, __m256i pixel) {
-  const __m256 two = _mm256_blend_ps(_mm256_permutevar8x32_ps(a, pixel), _mm256_permutevar8x32_ps(b, pixel), FROM_B);
-  return _mm256_blend_ps(two, _mm256_permutevar8x32_ps(c, pixel), FROM_C);
+GW_INLINE vf low_pairs(vf x, vf y) { return {_mm256_unpacklo_ps(x.a, y.a), _mm256_unpacklo_ps(x.b, y.b)}; }
+GW_INLINE vf high_pairs(vf x, vf y) { return {_mm256_unpackhi_ps(x.a, y.a), _mm256_unpackhi_ps(x.b, y.b)}; }
+GW_INLINE void weave2_(vf a, vf b, vf out[2]) {
+  out[0] = low_pairs(a, b);
+  out[1] = high_pairs(a, b);
 }
-GW_INLINE void join3_half(float *out, __m256 a, __m256 b, __m256 c) {
-  _mm256_storeu_ps(out, joined<0x92, 0x24>(a, b, c, _mm256_setr_epi32(0, 0, 0, 1, 1, 1, 2, 2)));
-  _mm256_storeu_ps(out + 8, joined<0x24, 0x49>(a, b, c, _mm256_setr_epi32(2, 3, 3, 3, 4, 4, 4, 5)));
-  _mm256_storeu_ps(out + 16, joined<0x49, 0x92>(a, b, c, _mm256_setr_epi32(5, 5, 6, 6, 6, 7, 7, 7)));
+GW_INLINE void weave3_(vf a, vf b, vf c, vf out[3]) {
+  out[0] = mix<0, 1, 0, 2>(low_pairs(a, b), mix<0, 0, 1, 1>(c, a));
+  out[1] = mix<2, 3, 0, 1>(low_pairs(b, c), high_pairs(a, b));
+  out[2] = mix<0, 2, 2, 3>(mix<2, 2, 3, 3>(c, a), high_pairs(b, c));
 }
-GW_INLINE void join3_(float *out, vf x, vf y, vf z) { join3_half(out, x.a, y.a, z.a), join3_half(out + 24, x.b, y.b, z.b); }
+GW_INLINE void unweave2_(const vf in[2], vf out[2]) {
+  out[0] = mix<0, 2, 0, 2>(in[0], in[1]);
+  out[1] = mix<1, 3, 1, 3>(in[0], in[1]);
+}
+GW_INLINE void unweave3_(const vf in[3], vf out[3]) {
+  out[0] = mix<0, 3, 0, 2>(in[0], mix<2, 2, 1, 1>(in[1], in[2]));
+  out[1] = mix<0, 2, 0, 2>(mix<1, 1, 0, 0>(in[0], in[1]), mix<3, 3, 2, 2>(in[1], in[2]));
+  out[2] = mix<0, 2, 0, 3>(mix<2, 2, 1, 1>(in[0], in[1]), in[2]);
+}
 
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
 GW_INLINE void store_pairs_(float *out, vf x, vf y) {

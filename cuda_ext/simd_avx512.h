@@ -91,23 +91,29 @@ GW_INLINE void split4_(const float *p, vf out[4]) {
   out[3] = _mm512_shuffle_f32x4(zw, wz, 0xEE);
 }
 
-// Sixteen pixels of two or three planes, interleaved.
-GW_INLINE void join2_(float *out, vf a, vf b) {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  _mm512_storeu_ps(out, _mm512_permutex2var_ps(a.v, low, b.v));
-  _mm512_storeu_ps(out + 16, _mm512_permutex2var_ps(a.v, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b.v));
+// Four rows of four pixels: what a pixel has in two or three planes side by side, as the first, second (and third) four
+// floats of each row; and back.
+template <int A, int B, int C, int D>  // lanes A and B of each four of x, lanes C and D of y
+GW_INLINE __m512 mix(__m512 x, __m512 y) {
+  return _mm512_shuffle_ps(x, y, A | B << 2 | C << 4 | D << 6);
 }
-GW_INLINE void join3_(float *out, vf a, vf b, vf c) {
-  alignas(64) static constexpr int32_t ab[3][16] = {{0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5},
-                                                    {21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26},
-                                                    {0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0}};
-  alignas(64) static constexpr int32_t abc[3][16] = {{0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
-                                                     {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
-                                                     {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31}};
-  for (int k = 0; k < 3; k++) {
-    const __m512 two = _mm512_permutex2var_ps(a.v, _mm512_load_si512(ab[k]), b.v);
-    _mm512_storeu_ps(out + 16 * k, _mm512_permutex2var_ps(two, _mm512_load_si512(abc[k]), c.v));
-  }
+GW_INLINE void weave2_(vf a, vf b, vf out[2]) {
+  out[0] = _mm512_unpacklo_ps(a.v, b.v);
+  out[1] = _mm512_unpackhi_ps(a.v, b.v);
+}
+GW_INLINE void weave3_(vf a, vf b, vf c, vf out[3]) {
+  out[0] = mix<0, 1, 0, 2>(_mm512_unpacklo_ps(a.v, b.v), mix<0, 0, 1, 1>(c.v, a.v));
+  out[1] = mix<2, 3, 0, 1>(_mm512_unpacklo_ps(b.v, c.v), _mm512_unpackhi_ps(a.v, b.v));
+  out[2] = mix<0, 2, 2, 3>(mix<2, 2, 3, 3>(c.v, a.v), _mm512_unpackhi_ps(b.v, c.v));
+}
+GW_INLINE void unweave2_(const vf in[2], vf out[2]) {
+  out[0] = mix<0, 2, 0, 2>(in[0].v, in[1].v);
+  out[1] = mix<1, 3, 1, 3>(in[0].v, in[1].v);
+}
+GW_INLINE void unweave3_(const vf in[3], vf out[3]) {
+  out[0] = mix<0, 3, 0, 2>(in[0].v, mix<2, 2, 1, 1>(in[1].v, in[2].v));
+  out[1] = mix<0, 2, 0, 2>(mix<1, 1, 0, 0>(in[0].v, in[1].v), mix<3, 3, 2, 2>(in[1].v, in[2].v));
+  out[2] = mix<0, 2, 0, 3>(mix<2, 2, 1, 1>(in[0].v, in[1].v), in[2].v);
 }
 
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.

@@ -123,17 +123,34 @@ GW_INLINE void split4_(const float *p, vf out[4]) {
   for (int k = 0; k < 4; k++) out[k] = strided_(p + k, 4);
 }
 
-// Sixteen pixels of two or three planes, interleaved.
-GW_INLINE void join2_(float *out, vf a, vf b) {
-  float p[2][16];
-  store_(p[0], a), store_(p[1], b);
-  for (int i = 0; i < 16; i++) out[2 * i] = p[0][i], out[2 * i + 1] = p[1][i];
+// Four rows of four pixels: what a pixel has in two or three planes side by side, as the first, second (and third) four
+// floats of each row; and back.
+template <int PLANES>
+GW_INLINE void weave(const vf *planes, vf *out) {
+  for (int i = 0; i < 16; i++)
+    for (int k = 0; k < PLANES; k++) {
+      const int at = PLANES * (i & 3) + k;
+      out[at >> 2].v[(i & 12) | (at & 3)] = planes[k].v[i];
+    }
 }
-GW_INLINE void join3_(float *out, vf a, vf b, vf c) {
-  float p[3][16];
-  store_(p[0], a), store_(p[1], b), store_(p[2], c);
-  for (int i = 0; i < 16; i++) out[3 * i] = p[0][i], out[3 * i + 1] = p[1][i], out[3 * i + 2] = p[2][i];
+template <int PLANES>
+GW_INLINE void unweave(const vf *in, vf *planes) {
+  for (int i = 0; i < 16; i++)
+    for (int k = 0; k < PLANES; k++) {
+      const int at = PLANES * (i & 3) + k;
+      planes[k].v[i] = in[at >> 2].v[(i & 12) | (at & 3)];
+    }
 }
+GW_INLINE void weave2_(vf a, vf b, vf out[2]) {
+  const vf planes[2] = {a, b};
+  weave<2>(planes, out);
+}
+GW_INLINE void weave3_(vf a, vf b, vf c, vf out[3]) {
+  const vf planes[3] = {a, b, c};
+  weave<3>(planes, out);
+}
+GW_INLINE void unweave2_(const vf in[2], vf out[2]) { unweave<2>(in, out); }
+GW_INLINE void unweave3_(const vf in[3], vf out[3]) { unweave<3>(in, out); }
 
 // Stores (a, b) of sixteen pixels as pairs; the i-th pair is that of pixel pair_pixel(i). pair_: one pair in all lanes.
 GW_INLINE void store_pairs_(float *out, vf a, vf b) {
