@@ -1,8 +1,7 @@
 """The refiner that comes with gworld, made again: pairs of random rooms, and a trained run cut to its weights.
 
-python scripts/refiner_rooms.py pairs runs/rooms --rooms 8
-gworld train refiner --refiner.pairs runs/rooms --refiner.steps 1200 --out runs/refiner   # ended after step 400
-gworld train refiner --refiner.pairs runs/rooms --refiner.steps 720 --out runs/refiner    # goes on from there
+python scripts/refiner_rooms.py pairs runs/rooms --rooms 10 --judge 9
+gworld train refiner --refiner.pairs runs/rooms --refiner.base FIRST --refiner.steps STEPS --out runs/refiner
 python scripts/refiner_rooms.py ship runs/refiner assets/refiner
 """
 
@@ -11,11 +10,15 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from gworld.bench.refine_scene import room_pairs
 from gworld.data.pairset import Pair, write_pairs
 from gworld.refine.saved import load_refiner, save_refiner
+
+JUDGED = 8
+"""Frames of each film of a room that judges."""
 
 
 def main() -> None:
@@ -23,7 +26,10 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     pairs = commands.add_parser("pairs", help="make pairs of rooms drawn at random")
     pairs.add_argument("out", type=Path)
-    pairs.add_argument("--rooms", type=int, default=8)
+    pairs.add_argument("--rooms", type=int, default=10, help="rooms of seeds 1 .. ROOMS")
+    pairs.add_argument(
+        "--judge", type=int, nargs="*", default=[9], help="rooms that judge instead of being learned from"
+    )
     pairs.add_argument("--photos", type=int, default=18)
     pairs.add_argument("--size", type=int, nargs=2, default=(160, 120), metavar=("WIDTH", "HEIGHT"))
     ship = commands.add_parser("ship", help="write a run's refiner without its training state")
@@ -35,9 +41,13 @@ def main() -> None:
         return
 
     def rooms(folder: Path) -> Iterator[Pair]:
-        for pair in room_pairs(range(told.rooms), told.photos, *told.size, folder):
-            print(f"{pair.scene} {pair.way}: {len(pair.clip)} frames", flush=True)
-            yield pair
+        for seed in range(1, told.rooms + 1):
+            for pair in room_pairs([seed], told.photos, *told.size, folder):
+                print(f"{pair.scene} {pair.way}: {len(pair.clip)} frames", flush=True)
+                if seed not in told.judge:
+                    yield pair
+                elif pair.way == "given":
+                    yield replace(pair, clip=pair.clip[:JUDGED], split="held_out")
 
     with tempfile.TemporaryDirectory() as folder:
         write_pairs(rooms(Path(folder)), told.out)

@@ -1,12 +1,13 @@
 """Refining: what it gains on views that fall short, what it costs where all is well, beside filters and plain networks.
 
 The scene that is judged by is the demo's tabletop. *Cross-scene* is the refiner that comes with gworld, which learned
-from other rooms; *own scene* one that learned from pairs of this scene's own photos. Held-out views and the film are
-in no fit, no pair and no reference of either.
+from other rooms; *own scene* one that learned from pairs of this scene's own photos alone; *tuned* the first gone on
+with the second's pairs. Held-out views and the film are in no fit, no pair and no reference of any.
 """
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,15 @@ import torch
 from torch import Tensor
 
 from gworld.bench.catalogue import BenchInput
-from gworld.bench.refine_measures import bilateral, disagreement, edge_shift, flicker, quality, total_variation
+from gworld.bench.refine_measures import (
+    bilateral,
+    disagreement,
+    edge_shift,
+    flicker,
+    quality,
+    quality_in_light,
+    total_variation,
+)
 from gworld.bench.refine_real import Judged, camera_views, skull_views
 from gworld.bench.refine_scene import (
     Stage,
@@ -48,6 +57,7 @@ from gworld.scene.views import Views
 SWITCHES = ("references", "previous", "temporal", "depth", "points", "links", "flow", "confidence", "noise", "gate")
 PAIRS = PairOptions(hold_out=0, keep=(4,), early=(0.1,), ways=("sparse", "underfit"))
 LEARNING = TrainConfig(steps=250)
+TUNING = TrainConfig(steps=60, rate=4e-4, average=0.97)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Effort:
     asides: tuple[float, ...] = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5)
     pairs: PairOptions = PAIRS
     train: TrainConfig = LEARNING
+    tune: TrainConfig = TUNING
     width: int = 24
     spacing: float = 0.012
     fits: int = 3
@@ -71,7 +82,8 @@ class Effort:
 
 QUICK = Effort(
     (48, 40), 9, 2, 3, (0.1,), PairOptions(hold_out=0, steps=20, gaussians=800, ways=("underfit",), early=(0.5,)),
-    TrainConfig(steps=2, crop=40, batch=1), 8, 0.05, 2, 6, (64,), ("references",),
+    TrainConfig(steps=2, crop=40, batch=1), TrainConfig(steps=1, crop=40, batch=1), 8, 0.05, 2, 6, (64,),
+    ("references",),
 )  # fmt: skip
 
 
@@ -86,7 +98,8 @@ def rows(given: BenchInput) -> Iterator[Row]:
         views = take_photos(stage, photo_cameras(stage, effort.photos), folder / "photos")
         options = replace(effort.pairs, seed=given.seed)
         fits = short_fits(views, options, folder / "fits")
-        models = {"cross-scene": shipped} | own_models(views, options, effort, folder, given.seed)
+        pairs = list(scene_pairs(views, options))
+        models = {"cross-scene": shipped} | own_models(shipped, pairs, effort, given.seed)
         for kind, scene in fits.items():
             clip = judged(scene, stage, held_out_cameras(stage, effort.views))
             yield from view_rows(kind, clip, scene.references, models)
@@ -97,7 +110,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
         yield from written_rows(sparse[0], views, stage, shipped, effort, options, folder)
         yield from aside_rows(sparse, stage, models, effort)
         yield from recall_rows(fits["sparse"], stage, shipped, effort)
-        yield from switch_rows(shipped, fits["underfit"], stage, effort)
+        yield from switch_rows(models, pairs, fits["underfit"], stage, effort)
         yield from speed_rows(shipped, effort)
         if given.data is not None:
             yield from real_rows(given.data, folder, shipped, effort, given.seed)
@@ -190,17 +203,24 @@ def _spread(found: list[tuple[float, float]]) -> str:
     return f"{min(each):.2f} to {max(each):.2f} dB, SSIM {_mean([pair[1] for pair in found]):+.4f}"
 
 
-def own_models(views: Views, options: PairOptions, effort: Effort, folder: Path, seed: int) -> dict[str, Refiner]:
-    """The refiner and a plain network (no gate, noise or memory), learned from pairs of the scene's own photos."""
-    pairs: list[Pair] = list(scene_pairs(views, options))
+def own_models(shipped: Refiner, pairs: list[Pair], effort: Effort, seed: int) -> dict[str, Refiner]:
+    """Learned from pairs of the scene's own photos: a refiner, a plain network (no gate, noise or memory), and the
+    shipped refiner tuned to them."""
     told = replace(effort.train, seed=seed)
     config = RefinerConfig(width=effort.width, seed=seed)
-    plain = replace(config, gate=False, noise=False, previous=False, temporal=False)
-    del folder
+    plain = replace(config, gate=False, noise=False, previous=False, temporal=False, hold=0.0)
     return {
         "own scene": train(Refiner(config), pairs, (), told).model,
+        "tuned": tuned(shipped, pairs, replace(effort.tune, seed=seed)),
         "plain network": train(Refiner(plain), pairs, (), replace(told, flicker=0.0)).model,
     }
+
+
+def tuned(model: Refiner, pairs: list[Pair], told: TrainConfig, **switches: bool) -> Refiner:
+    """A copy of a refiner that goes on learning, with conditions taken away where switches say so."""
+    found = Refiner(replace(model.config, **switches))
+    found.load_state_dict(model.state_dict())
+    return train(found, pairs, (), told).model
 
 
 def view_rows(kind: str, clip: Clip, photos: Clip, models: dict[str, Refiner]) -> Iterator[Row]:
@@ -226,10 +246,9 @@ def view_rows(kind: str, clip: Clip, photos: Clip, models: dict[str, Refiner]) -
             yield at_least(f"{name}, {label} - raw", found - raw, "dB", 1.0, note=note)
             yield at_least(f"{name}, {label}, pixels changed", 100 * share, "%", 10.0)
         if label == "cross-scene":
-            limit = disagreement(clip.rgb, clip)
-            yield at_most(
-                f"{name}, {label}, one surface in two views", 255 * disagreement(made, clip), "of 255", 255 * limit
-            )
+            limit, true = (255 * disagreement(pictures, clip) for pictures in (clip.rgb, clip.truth))
+            found, note = 255 * disagreement(made, clip), f"the truth itself {true:.3f}"
+            yield at_most(f"{name}, {label}, one surface in two views", found, "of 255", limit, note=note)
             yield at_most(f"{name}, {label}, edges of depth moved", edge_shift(made, clip), "px", 0.05)
 
 
@@ -238,7 +257,8 @@ def film_rows(kind: str, film: Clip, photos: Clip, models: dict[str, Refiner]) -
     assert film.truth is not None
     raw, raw_ssim = quality(film.rgb, film.truth)
     base = 255 * flicker(film.rgb, film)
-    yield Row(f"{kind}, film, raw render", raw, "dB", note=f"flicker {base:.3f} of 255")
+    note = f"flicker {base:.3f} of 255, the truth's {255 * flicker(film.truth, film):.3f}"
+    yield Row(f"{kind}, film, raw render", raw, "dB", note=note)
     for label, model in models.items():
         made = refine_clip(model, film, photos)
         found, alike = quality(made, film.truth)
@@ -295,17 +315,21 @@ def recall_rows(scene: Scene, stage: Stage, model: Refiner, effort: Effort) -> I
     yield at_least(f"recall, loop of {len(order)} frames, last against first, refiner on", same, "dB", 40.0)
 
 
-def switch_rows(model: Refiner, scene: Scene, stage: Stage, effort: Effort) -> Iterator[Row]:
-    """The shipped refiner with one condition taken away at a time, without learning again: what it leans on."""
+def switch_rows(
+    models: dict[str, Refiner], pairs: list[Pair], scene: Scene, stage: Stage, effort: Effort
+) -> Iterator[Row]:
+    """The shipped refiner tuned to the scene with one condition taken away at a time, beside the same with all."""
     clip = judged(scene, stage, film_cameras(effort.frames, *effort.size))
     assert clip.truth is not None
-    whole = quality(refine_clip(model, clip, scene.references), clip.truth)[0]
+    whole = quality(refine_clip(models["tuned"], clip, scene.references), clip.truth)
+    base = flicker(refine_clip(models["tuned"], clip, scene.references), clip)
     for switch in effort.switches:
-        less = Refiner(replace(model.config, **{switch: False}))
-        less.load_state_dict(model.state_dict())
-        found = quality(refine_clip(less, clip, scene.references), clip.truth)[0]
-        note = "not learned again"
-        yield Row(f"underfit, film, cross-scene without {switch} - with", found - whole, "dB", note=note)
+        less = tuned(models["cross-scene"], pairs, effort.tune, **{switch: False})
+        made = refine_clip(less, clip, scene.references)
+        found = quality(made, clip.truth)
+        off = 255 * (flicker(made, clip) - base)
+        note = f"SSIM {found[1] - whole[1]:+.4f}, flicker {off:+.3f}"
+        yield Row(f"underfit, film, tuned without {switch} - with", found[0] - whole[0], "dB", note=note)
 
 
 def speed_rows(model: Refiner, effort: Effort) -> Iterator[Row]:
@@ -316,6 +340,8 @@ def speed_rows(model: Refiner, effort: Effort) -> Iterator[Row]:
         frame = film_clip(torch.rand(side, side, 3, generator=torch.Generator().manual_seed(0)))
         frame = replace(frame, depth=frame.depth + 1.0, link_id=frame.link_id + 1, truth=frame.rgb)
         photos = replace(frame, rgb=0.9 * frame.rgb)[[0, 0, 0]]
+        gc.collect()
+        grown = peak_growth(lambda frame=frame, photos=photos: Film(model, photos)(frame))
         film = Film(model, photos)
 
         def step(film: Film = film, frame: Clip = frame) -> object:
@@ -324,7 +350,7 @@ def speed_rows(model: Refiner, effort: Effort) -> Iterator[Row]:
         yield Row(
             f"{side} x {side} pixels, one frame", 1e3 * median_seconds(step, 5), "ms", note="CPU, render not in it"
         )
-        yield Row(f"{side} x {side} pixels, memory", peak_growth(step) / 2**20, "MB")
+        yield Row(f"{side} x {side} pixels, memory", grown / 2**20, "MB")
 
 
 def real_rows(data: Path, folder: Path, model: Refiner, effort: Effort, seed: int) -> Iterator[Row]:
@@ -337,14 +363,27 @@ def real_rows(data: Path, folder: Path, model: Refiner, effort: Effort, seed: in
         found += camera_views(data, folder, options, effort.fits)
     for name, clip, scenes in found:
         yield from view_rows(name, clip, scenes[0].references, {"cross-scene": model})
-        others = [scene.gaussians for scene in scenes[1:]]
-        made = refine_views(model, clip, scenes[0].references, others=others)
-        assert clip.truth is not None
-        raw, after = quality(clip.rgb, clip.truth), quality(made, clip.truth)
-        note = f"SSIM {after[1] - raw[1]:+.4f}"
-        yield at_least(
-            f"{name}, held-out views, cross-scene on {len(scenes)} fits - raw", after[0] - raw[0], "dB", 1.0, note=note
-        )
+        yield from light_rows(name, clip, scenes, model)
+
+
+def light_rows(name: str, clip: Clip, scenes: list[Scene], model: Refiner) -> Iterator[Row]:
+    """Gains with one fit and with several, as they are and with each view's exposure fitted."""
+    assert clip.truth is not None
+    photos, others = scenes[0].references, [scene.gaussians for scene in scenes[1:]]
+    made = {
+        "cross-scene": refine_views(model, clip, photos),
+        f"median of {len(scenes)} fits": torch.cat(
+            [settle(clip[t], drawn_by(others, clip[t])).rgb for t in range(len(clip))]
+        ),
+        f"cross-scene on {len(scenes)} fits": refine_views(model, clip, photos, others=others),
+    }
+    for way, score in (("", quality), (", exposure fitted", quality_in_light)):
+        raw = score(clip.rgb, clip.truth)
+        yield Row(f"{name}, held-out views{way}, raw render", raw[0], "dB", note=f"SSIM {raw[1]:.4f}")
+        for label, pictures in made.items():
+            found = score(pictures, clip.truth)
+            note = f"SSIM {found[1] - raw[1]:+.4f}"
+            yield at_least(f"{name}, held-out views{way}, {label} - raw", found[0] - raw[0], "dB", 1.0, note=note)
 
 
 def shipped_folder() -> Path:

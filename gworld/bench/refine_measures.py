@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gworld.reconstruct.appearance import fit_exposure
 from gworld.refine.inputs import follow
 from gworld.render.metrics import psnr, ssim
 from gworld.scene.clip import Clip, correspond, link_points, sample
@@ -23,6 +24,17 @@ REACH = 2
 def quality(pictures: Float[Tensor, "T H V 3"], truth: Float[Tensor, "T H V 3"]) -> tuple[float, float]:
     """Mean PSNR (dB) and SSIM of frames."""
     return float(psnr(pictures, truth).clamp(max=99).mean()), float(ssim(pictures, truth).mean())
+
+
+def quality_in_light(pictures: Float[Tensor, "T H V 3"], truth: Float[Tensor, "T H V 3"]) -> tuple[float, float]:
+    """The same of the right halves, after the gain and offset per channel that suit the left halves best: photos differ
+    in exposure, and a held-out one does not tell its own."""
+    half = pictures.shape[2] // 2
+    right = []
+    for picture, photo in zip(pictures, truth, strict=True):
+        gain, offset = fit_exposure(picture[:, :half], photo[:, :half])
+        right.append((picture[:, half:] * gain + offset).clamp(0, 1))
+    return quality(torch.stack(right), truth[:, :, half:])
 
 
 def flicker(pictures: Float[Tensor, "T H V 3"], clip: Clip) -> float:

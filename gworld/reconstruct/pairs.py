@@ -39,6 +39,8 @@ MOST_REFERENCES = 32
 BLUR = 8
 """Side in pixels of the cells over which photos are averaged before their exposures are compared."""
 GAINS = (0.25, 4.0)
+EVEN = 0.04
+"""Differences of brightness, as a part of it, that fits of evenly exposed photos may feign (0.02 was seen)."""
 DRAWN = 0.1
 """How strongly offsets of exposure are drawn to 0, beside errors of colour."""
 
@@ -168,10 +170,14 @@ def match_exposures(photos: Clip) -> Clip:
 
     A gain and an offset per channel, found between blurred photo and render, what disagrees most counting least; the
     mean of all photos' corrections is taken out, so that an error that all renders share stays visible in the photos.
+    Corrections are shrunk by what is found where all photos have one exposure (James and Stein, 1961): there, none.
     """
     assert photos.truth is not None
     both = zip(photos.truth, photos.rgb, photos.alpha, strict=True)
     exposures = neutral(torch.stack([_exposure(photo, render, alpha) for photo, render, alpha in both]))
+    lights = photos.truth.mean((1, 2)).clamp_min(1e-3)
+    change = exposures[:, :3].exp() - 1 + exposures[:, 3:] / lights
+    exposures = exposures * (1 - EVEN**2 / change.square().mean().clamp_min(1e-12)).clamp_min(0)
     matched = [exposed(photo, each).clamp(0, 1) for photo, each in zip(photos.truth, exposures, strict=True)]
     return replace(photos, truth=torch.stack(matched))
 

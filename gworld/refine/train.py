@@ -49,7 +49,7 @@ class TrainConfig:
     """Side of the square that is cut out, in pixels; a multiple of 8."""
     rate: float = 1.5e-3
     """Learning rate at its highest."""
-    flicker: float = 0.2
+    flicker: float = 0.5
     """Weight of what differs from frame to frame otherwise than the truth does."""
     edges: float = 0.3
     """Weight of the gradients' error."""
