@@ -9,9 +9,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from gworld.checkpoint import Checkpoint, save_checkpoint
 from gworld.formats.axes import bake_links
 from gworld.formats.convert import gaussians_from_table, table_from_gaussians
 from gworld.formats.transforms import write_transforms
+from gworld.render.api import RenderOptions
 from gworld.render.paths import orbit, path_cameras
 from gworld.render.select import render
 from gworld.render.video import as_uint8
+from gworld.scene.cameras import Cameras
 from gworld.scene.rollout import Rollout
 from gworld.scene.views import View, Views
 from gworld.scene.world import World
@@ -36,29 +37,29 @@ from gworld.viewer.app import Subject, Viewer, ViewOptions
 from gworld.viewer.driver import Driver
 from gworld.viewer.export import export_page
 from gworld.viewer.live import NAMES, LiveViewer
+from gworld.viewer.pixels import Refine
 from tests.acting import acting_world
+from tests.browsing import (
+    FLAGS,
+    SIZE,
+    moved,
+    open_folder,
+    open_page,
+    pale,
+    press,
+    red,
+    save,
+    seen,
+    settled,
+    spots,
+    type_into,
+    until,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("no Chromium is installed", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SIZE = {"width": 1100, "height": 600}
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-COLOURS: dict[str, Callable[[Any, Any, Any], Any]] = {
-    "left": lambda r, g, b: (r > g + 50) & (g > b + 15) & (r > 120),
-    "right": lambda r, g, b: (b > r + 60) & (b > g + 40),
-    "cart": lambda r, g, b: (g > r + 40) & (g > b + 25),
-    "ball": lambda r, g, b: (r > b + 80) & (g > b + 60) & (abs(r - g) < 60),
-}
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,27 @@ def rollout(world: World) -> Rollout:
 
 @pytest.fixture(scope="module")
 def viewer(world: World, rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    subject = Subject(world, "arms & <cart>", {"push": lambda: rollout}, Driver(Engine(world)))
+    recordings = {"push": lambda: rollout}
+    subject = Subject(world, "arms & <cart>", recordings, Driver(Engine(world)), refine=lambda: greener(world))
     made = Viewer(subject, ViewOptions(port=0, keep=tmp_path_factory.mktemp("kept")))
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     yield made
     made.close()
     thread.join(timeout=5)
+
+
+def greener(world: World) -> Refine:
+    """A refiner that is unsure of nothing but the floor of the picture, and makes that green."""
+
+    def refine(poses: torch.Tensor, camera: Cameras, drawing: RenderOptions) -> tuple[torch.Tensor, torch.Tensor]:
+        rgb = render(world.gaussians, poses, camera, outputs=("rgb",), options=drawing).rgb
+        assert rgb is not None
+        picture = rgb[0, 0].clone()
+        picture[-camera.height // 8 :] = torch.tensor([0.0, 1.0, 0.0])
+        return picture, rgb[0, 0]
+
+    return refine
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +116,6 @@ def asked() -> list[str]:
     return []
 
 
-def open_page(browser: Any, address: str, asked: list[str], size: dict[str, int] = SIZE) -> Any:
-    page = browser.new_page(viewport=size)
-    page.set_default_timeout(180_000)  # software WebGL on a machine that is busy elsewhere
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: asked.append(f"error: {error}"))
-    page.goto(address)
-    return page
-
-
 @pytest.fixture(scope="module")
 def page(browser: Any, viewer: Viewer, asked: list[str]) -> Iterator[Any]:
     found = open_page(browser, viewer.gate.address, asked)
@@ -119,66 +125,12 @@ def page(browser: Any, viewer: Viewer, asked: list[str]) -> Iterator[Any]:
     found.close()
 
 
-def spots(page: Any) -> dict[str, np.ndarray]:
-    """Pixels [M,2] of each body's colour, left of the panels and right of viser's notice about software WebGL."""
-    picture = np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int)[:, :700]
-    picture[:160, :320] = 255
-    return {name: np.argwhere(kind(*np.moveaxis(picture, -1, 0)))[:, ::-1] for name, kind in COLOURS.items()}
-
-
-def until(fact: Callable[[], Any], seconds: float = 180.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := fact()) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert found
-    return found
-
-
-def settled(page: Any) -> dict[str, np.ndarray]:
-    """Each body's pixels, once the picture no longer changes: a loaded browser draws late."""
-    time.sleep(0.5)
-    last: list[dict[str, np.ndarray]] = [spots(page)]
-
-    def stands() -> bool:
-        time.sleep(0.5)
-        last.append(spots(page))
-        return all(len(rows) for rows in last[-1].values()) and max(moved(last[-2], last[-1]).values()) < 0.5
-
-    until(stands)
-    return last[-1]
-
-
-def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, float]:
-    """How far the middle of each body's pixels moved."""
-    return {
-        name: float(np.abs(after[name].mean(0) - before[name].mean(0)).max()) if len(after[name]) else 999.0
-        for name in before
-    }
-
-
-FIELD = """label => {
-    const all = [...document.querySelectorAll("label, div, span, p")];
-    const found = all.filter(e => e.textContent.trim() == label).at(-1);
-    found.scrollIntoView({block: "center"});
-    const near = found.getBoundingClientRect();
-    const row = [...document.querySelectorAll("input")].map(e => e.getBoundingClientRect())
-        .filter(r => r.width > 0 && Math.abs(r.y + r.height / 2 - near.y - near.height / 2) < 14);
-    return [row.at(-1).x + row.at(-1).width / 3, row.at(-1).y + row.at(-1).height / 2];
-}"""
-
-
-def type_into(page: Any, label: str, value: str) -> None:
-    """Give a slider a number through its field; by mouse and keys, for waiting for idle frames is slow here."""
-    page.mouse.click(*page.evaluate(FIELD, label))
-    page.keyboard.press("Control+A")
-    page.keyboard.type(value)
-    page.keyboard.press("Enter")
-
-
 def test_the_world_is_seen(page: Any) -> None:
-    seen = spots(page)
-    assert len(seen["left"]) > 200 and len(seen["right"]) > 200 and len(seen["cart"]) > 100 and len(seen["ball"]) > 50
-    assert seen["left"].mean(0)[0] < seen["right"].mean(0)[0]  # left stands at -x and is seen from -y
+    found = spots(page)
+    assert (
+        len(found["left"]) > 200 and len(found["right"]) > 200 and len(found["cart"]) > 100 and len(found["ball"]) > 50
+    )
+    assert found["left"].mean(0)[0] < found["right"].mean(0)[0]  # left stands at -x and is seen from -y
 
 
 def test_names_are_shown_as_they_are(page: Any) -> None:
@@ -210,12 +162,6 @@ def test_what_is_least_sure_is_seen_red(page: Any, viewer: Viewer) -> None:
     viewer.do(lambda: setattr(viewer.scene.colour, "value", "rgb"))
     viewer.do(viewer.scene._paint)
     until(lambda: red(page) < 20 and len(spots(page)["cart"]) > 100)
-
-
-def red(page: Any) -> int:
-    """Pixels of what is least sure."""
-    r, g, b = np.moveaxis(np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int), -1, 0)
-    return int(((r > g + 70) & (abs(g - b) < 40))[160:, :700].sum())
 
 
 def test_a_slider_moves_its_link_and_no_other(page: Any, viewer: Viewer) -> None:
@@ -270,28 +216,9 @@ def test_the_other_branch_is_shown_as_a_ghost(page: Any, viewer: Viewer) -> None
     until(lambda: pale(page) < 20)
 
 
-def pale(page: Any) -> int:
-    """Pixels of a ghost's colour."""
-    r, g, b = np.moveaxis(np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int), -1, 0)
-    return int(((r > g + 25) & (b > g + 35))[160:, :700].sum())
-
-
 def driver_of(viewer: Viewer) -> Driver:
     assert viewer.driver is not None
     return viewer.driver
-
-
-def open_folder(page: Any, label: str) -> None:
-    page.get_by_text(label, exact=True).first.evaluate("folder => folder.click()")
-    time.sleep(0.5)
-
-
-PRESS = 'label => [...document.querySelectorAll("button, label")].find(b => b.textContent.trim() == label).click()'
-
-
-def press(page: Any, label: str) -> None:
-    """Click on a button, wherever the panel has been scrolled to."""
-    page.evaluate(PRESS, label)
 
 
 def test_two_pages_drive_two_agents(page: Any, viewer: Viewer, browser: Any, asked: list[str]) -> None:
@@ -320,6 +247,11 @@ def test_true_pixels_are_what_our_renderer_draws(page: Any, viewer: Viewer) -> N
     assert all(len(after[name]) > 50 for name in after) and max(moved(before, after).values()) < 12
     if os.environ.get("GWORLD_UPDATE_PICTURES"):
         save(page, "view-pixels.jpg")
+    page.get_by_label("Refined").check()
+    page.get_by_text("of the pixels refined").wait_for()
+    until(lambda: floor_of(page)[1] > floor_of(page)[0] + 100)
+    page.get_by_label("Refined").uncheck()
+    until(lambda: abs(floor_of(page)[1] - floor_of(page)[0]) < 60)
     with page.expect_download() as kept:
         page.get_by_role("button", name="Save this picture").click()
         page.get_by_text("gworld.png").first.click()
@@ -327,6 +259,11 @@ def test_true_pixels_are_what_our_renderer_draws(page: Any, viewer: Viewer) -> N
         assert picture.size == (SIZE["width"], SIZE["height"])
     page.get_by_label("True pixels").uncheck()
     until(lambda: not viewer.pixels.on)
+
+
+def floor_of(page: Any) -> list[float]:
+    """The mean colour of a strip at the foot of the picture."""
+    return seen(page)[-30:-10, 100:600].reshape(-1, 3).mean(0).tolist()
 
 
 def test_points_are_picked_and_a_box_is_cut(page: Any, viewer: Viewer) -> None:
@@ -409,11 +346,3 @@ def test_an_exported_page_plays_from_disk(
 def test_nobody_else_was_contacted(viewer: Viewer, asked: list[str]) -> None:
     ours = ("http://localhost:", "blob:http://localhost:", "file://", "blob:null", "data:")
     assert asked and not [address for address in asked if not address.startswith(ours)]
-
-
-def save(page: Any, name: str) -> None:
-    """Keep a screenshot for the docs, without notices and hints."""
-    page.mouse.move(300, 560)
-    page.locator(".mantine-Notification-closeButton").first.evaluate_all("found => found.forEach(e => e.click())")
-    time.sleep(1.0)
-    Image.open(BytesIO(page.screenshot())).convert("RGB").save(DOCS / name, quality=85)

@@ -176,6 +176,29 @@ def refine_observer(
     return observe
 
 
+def refine_views_of(
+    world: World, told: Path | None
+) -> Callable[[Tensor, Cameras, RenderOptions], tuple[Tensor, Tensor]]:
+    """What refines single views of a world: (poses [L,4,4], one camera, drawing) -> picture and render, [H,W,3] each.
+
+    Raises `InputError` where there is no refiner, or the world does not tell what was seen, so that all is trusted.
+    """
+    place = choose_refiner(world, told)
+    counts = world_counts(world)
+    if counts is None:
+        raise InputError("the world does not tell what was seen (no coverage): all is trusted, so nothing is refined.")
+    refiner = load_refiner(place)
+    photos = None if world.folder is None else own_photos(refiner, world.folder)[0]
+
+    def refine(poses: Tensor, camera: Cameras, drawing: RenderOptions) -> tuple[Tensor, Tensor]:
+        clip = render_frame(
+            world.gaussians, camera, poses, (poses, camera), counts=counts, references=photos, options=drawing
+        )
+        return Film(refiner.model, photos)(clip).picture, clip.rgb[0]
+
+    return refine
+
+
 def _drawing(world: World, background: tuple[float, float, float] | None) -> RenderOptions:
     told = background or world.background
     return RenderOptions() if told is None else RenderOptions(background=told)

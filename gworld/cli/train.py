@@ -76,7 +76,7 @@ def _train_dynamics(options: Options) -> None:
     from gworld.dynamics.network import Dynamics, NetworkConfig
     from gworld.dynamics.recordings import recordings_to, split_recordings
     from gworld.dynamics.train import TrainConfig, train
-    from gworld.viewer.follow import Watched
+    from gworld.viewer.follow import Watched, resting_between_steps
 
     if (options.law is None) == (options.episodes is None):
         raise UsageError("one of `--episodes` and `--law` is needed, to learn from.")
@@ -104,13 +104,13 @@ def _train_dynamics(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         watched = stack.enter_context(Watched(options.out)) if options.view else None
         if watched is not None:
+            stack.enter_context(resting_between_steps(watched))
             watched.tell("fitting what acts alone: drives, supports, contacts", 0.0)
 
         def told(step: int, loss: float) -> None:
             say(f"  step {step}: {loss:.5f} radii")
             if watched is not None:
                 watched.tell(f"step {step} of {options.steps}: {loss:.5f} radii off held out", step / options.steps)
-                watched.rest()
 
         done = train(model, learn, judge, config, options.out, told)
     values = {

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gworld.scene.world import World
     from gworld.viewer.app import Viewer
     from gworld.viewer.live import LiveViewer
+    from gworld.viewer.pixels import Refine
 
 MAX_EPISODES = 1000
 Recordings = dict[str, "Callable[[], Rollout]"]
@@ -51,6 +52,8 @@ class Options:
     """What an expert is to do where one drives: a task that `gworld simulate --task` takes."""
     dynamics: Path | None = None
     """A dynamics run that moves the world; else the one bound to it, else kinematics only."""
+    refiner: Path | None = None
+    """A trained refiner for refined pictures; else the world's own, else the one shipped for all scenes."""
     source_axes: Axes | None = None
     """How a splat file's numbers are meant, where it does not say (y down by habit): RDF, RUB or RFU."""
     host: str = "127.0.0.1"
@@ -196,13 +199,19 @@ def _serve(found: _Found, options: Options) -> None:
     from gworld.viewer.app import Subject, Viewer, ViewOptions
 
     subject = Subject(found.world, options.source.resolve().name, found.recordings, _driver(found.world, options),
-                      _views(found.world), _truth(found, options))  # fmt: skip
+                      _views(found.world), _truth(found, options), lambda: _refine(found.world, options))  # fmt: skip
     settings = ViewOptions(options.host, options.port, options.clients, options.splats, options.keep,
                            options.overwrite)  # fmt: skip
     viewer = Viewer(subject, settings)
     _stay(viewer, options)
     if "kept" in viewer.message:
         say(viewer.message)
+
+
+def _refine(world: World, options: Options) -> Refine:
+    from gworld.cli.refine_film import refine_views_of
+
+    return refine_views_of(world, options.refiner)
 
 
 def _stay(viewer: Viewer | LiveViewer, options: Options) -> None:

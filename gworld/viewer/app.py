@@ -25,7 +25,7 @@ from gworld.viewer.edit_panel import EditPanel
 from gworld.viewer.gate import open_gate, open_server
 from gworld.viewer.ghost import MODES, Gap, Ghost, gap_between
 from gworld.viewer.panels import MotionPanel, PicturePanel, ScenePanel
-from gworld.viewer.pixels import TruePixels
+from gworld.viewer.pixels import Refine, TruePixels
 from gworld.viewer.player import Player, fit_rollout
 from gworld.viewer.stage import Stage
 
@@ -41,7 +41,8 @@ class Subject:
     """What is looked at: a world, recordings of its motion (read when chosen), and a driver where agents can act.
 
     `episodes` are those that recordings of the same names were made from: their films are shown beside the motion.
-    `views` [N] says how many views saw each Gaussian, None where that is not known.
+    `views` [N] says how many views saw each Gaussian, None where that is not known. `refine` loads what can
+    refine pictures.
     """
 
     world: World
@@ -50,6 +51,7 @@ class Subject:
     driver: Driver | None = None
     views: Int[np.ndarray, " N"] | None = None
     episodes: Mapping[str, Callable[[], Episode]] = field(default_factory=dict)
+    refine: Callable[[], Refine] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Viewer:
         self.gate, listener = open_gate(options.host, options.port, options.clients)
         self.server = open_server(self.gate, listener, subject.title)
         self.stage = Stage(self.server, self.world, options.splats, subject.views)
-        self.pixels = TruePixels(self.stage, self.server)
+        self.pixels = TruePixels(self.stage, self.server, subject.refine)
         if self.driver is not None:
             self.drives = Drives(self, self.driver)
         self._panels()

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -132,6 +132,21 @@ class Watched:
     def _say(self, live: Live) -> None:
         with contextlib.suppress(OSError):  # watching is no reason to fail
             _write(self.run / LIVE, {**asdict(live), "time": time.time()})
+
+
+@contextlib.contextmanager
+def resting_between_steps(watched: Watched) -> Iterator[None]:
+    """Inside, every optimiser of torch rests after any of its steps where a viewer asks for it."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def look(*step: object) -> None:
+        watched.between(lambda: None, ())
+
+    handle = register_optimizer_step_post_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _read(path: Path) -> dict[str, Any]:

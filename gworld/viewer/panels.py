@@ -204,9 +204,13 @@ class PicturePanel:
     def __init__(self, viewer: Viewer) -> None:
         gui, self.viewer = viewer.server.gui, viewer
         self.true = gui.add_checkbox("True pixels", False, hint="draw with gworld's renderer: view-dependent colour")
+        self.refined = gui.add_checkbox(
+            "Refined", False, hint="once nothing moves, the refiner mends what the world is unsure of"
+        )
         self.note = gui.add_markdown("The browser draws the splats.")
         shot = gui.add_button("Save this picture", hint="a PNG of this view by gworld's renderer")
         self.true.on_update(lambda event: viewer.do(lambda: viewer.pixels.switch(bool(self.true.value))))
+        self.refined.on_update(lambda event: viewer.do(lambda: self._refine(bool(self.refined.value))))
 
         @shot.on_click
         def _(event: Any) -> None:
@@ -215,6 +219,12 @@ class PicturePanel:
 
         with gui.add_folder("Camera path"):
             self._path(viewer)
+
+    def _refine(self, on: bool) -> None:
+        self.viewer.pixels.refine(on)
+        if on and not self.viewer.pixels.on:  # there is nothing else that could be refined
+            self.true.value = True
+            self.viewer.pixels.switch(True)
 
     def _path(self, viewer: Viewer) -> None:
         gui, self.path = viewer.server.gui, CameraPath()
