@@ -44,22 +44,38 @@ GW_INLINE void add_rows(float *out, int width, const vf *values, int64_t base, c
     for (int c = 0; c < width; c++) out[(base + local[i]) * width + c] += lanes[c][i];
 }
 
+// r g b r g b ... in three vectors.
+GW_INLINE void repeat_rgb(float r, float g, float b, vf out[SH_VECTORS]) {
+  constexpr uint32_t thirds_of[3] = {0x9249, 0x2492, 0x4924};
+  for (int j = 0; j < SH_VECTORS; j++) {
+    const vm is_r = mask_from_bits_(thirds_of[(3 - j) % 3]), is_g = mask_from_bits_(thirds_of[(4 - j) % 3]);
+    out[j] = select_(is_r, vf(r), select_(is_g, vf(g), vf(b)));
+  }
+}
+
 // Gradient by the coefficients (added to `out` if not null) and by the view direction's basis.
 inline void sh_lanes_vjp(const gw_scene &scene, float *out, int64_t base, const int32_t local[LANES], int count,
-                         const vf *basis, const RecordSums &sums, vf *basis_gradient) {
-  alignas(64) float values[16][LANES], by_basis[16][LANES] = {};
-  const int K = scene.sh_count;
-  for (int k = 0; k < K; k++) store_(values[k], basis[k]);
+                         const Vec3<vf> &direction, const RecordSums &sums, vf *basis_gradient) {
+  const int width = 3 * scene.sh_count;
+  vf basis[LANES], products[SH_VECTORS][LANES], column[SH_VECTORS * LANES];
+  basis_of_lanes(direction, scene.sh_count, basis);
+  for (int j = 0; j * LANES < width; j++)
+    for (int i = count; i < LANES; i++) products[j][i] = vf(0.0f);
   for (int i = 0; i < count; i++) {
-    const float g[3] = {sums.lane[6][i], sums.lane[7][i], sums.lane[8][i]};
-    const float *sh = scene.sh + (base + local[i]) * 3 * K;
-    for (int k = 0; k < K; k++) by_basis[k][i] = sh[3 * k] * g[0] + sh[3 * k + 1] * g[1] + sh[3 * k + 2] * g[2];
-    if (!out) continue;
-    float *row = out + (base + local[i]) * 3 * K;
-    for (int k = 0; k < K; k++)
-      for (int c = 0; c < 3; c++) row[3 * k + c] += values[k][i] * g[c];
+    vf g[SH_VECTORS];
+    repeat_rgb(sums.lane[6][i], sums.lane[7][i], sums.lane[8][i], g);
+    const float *sh = scene.sh + (base + local[i]) * width;
+    float *row = out ? out + (base + local[i]) * width : nullptr;
+    for (int j = 0; j * LANES < width; j++) {
+      const int lanes = lanes_left(width - j * LANES);
+      products[j][i] = load_first_(sh + j * LANES, lanes) * g[j];
+      if (!row) continue;
+      const vf by_coefficient = lookup_(basis[i], thirds.of + j * LANES) * g[j];
+      store_first_(row + j * LANES, lanes, load_first_(row + j * LANES, lanes) + by_coefficient);
+    }
   }
-  for (int k = 0; k < K; k++) basis_gradient[k] = load_(by_basis[k]);
+  for (int j = 0; j * LANES < width; j++) transpose_(products[j], column + j * LANES);
+  for (int k = 0; k < scene.sh_count; k++) basis_gradient[k] = column[3 * k] + column[3 * k + 1] + column[3 * k + 2];
 }
 
 // Adds 12 sums per link: the pose's rows and shift, or with offset 12 those of the previous pose.
@@ -130,10 +146,9 @@ inline void records_vjp(const gw_scene &scene, const float *columns, const ViewS
     gx += flow_x;
     gy += flow_y;
   }
-  vf inverse_length, basis[16], basis_gradient[16];
+  vf inverse_length, basis_gradient[MOST_SH];
   const Vec3<vf> direction = view_direction(pose, p.centre, inverse_length);
-  sh_basis(direction, scene.sh_count, basis);
-  sh_lanes_vjp(scene, out.sh, base, local, count, basis, sums, basis_gradient);
+  sh_lanes_vjp(scene, out.sh, base, local, count, direction, sums, basis_gradient);
   Axes<vf> by_axes;
   Vec3<vf> by_centre = project_vjp(p, axes, pose, camera, g, gx, gy, load_(sums.lane[9]), by_axes, by_pose);
   if (scene.sh_count > 1) {  // the direction is turn_back(pose, centre), normalised
@@ -165,6 +180,7 @@ inline void project_backward_chunk(const gw_scene &scene, const Columns &columns
   for (int at = 0; at < total; at += LANES) {
     const int count = total - at < LANES ? total - at : LANES;
     RecordSums sums = {};
+    for (int i = 0; i < count; i++) prefetch_coefficients(scene, frame.records[base + at + i].id, out.sh);
     for (int i = 0; i < count; i++) sum_record(frame, rows, static_cast<uint32_t>(base + at + i), i, sums);
     for (int i = count; i < LANES; i++) sums.local[i] = sums.local[0];
     records_vjp(scene, own, view, out, pose_sums, base, sums, count);

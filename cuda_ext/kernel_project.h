@@ -212,6 +212,15 @@ inline uint32_t append_records(Frame &frame, size_t base, uint32_t count, uint32
   return count;
 }
 
+// Asks for a Gaussian's coefficients, and for their gradient where it is not null.
+GW_INLINE void prefetch_coefficients(const gw_scene &scene, int64_t row, const float *gradient) {
+  const int64_t width = 3 * scene.sh_count;
+  for (int64_t k = 0; k < width; k += LANES) {
+    __builtin_prefetch(scene.sh + row * width + k);
+    if (gradient) __builtin_prefetch(gradient + row * width + k, 1);
+  }
+}
+
 // Sixteen projected Gaussians whose coefficients are on their way from memory.
 struct Group {
   vf fields[16];
@@ -235,10 +244,7 @@ inline void project_group(const gw_scene &scene, const float *columns, const Vie
   group.at = at;
   group.bits = bits_(visible_lanes(view, p, peak, mask_from_bits_(valid), group.spans));
   if (!group.bits) return;
-  for (uint32_t m = group.bits; m; m &= m - 1) {
-    const char *first = reinterpret_cast<const char *>(scene.sh + (at + __builtin_ctz(m)) * 3 * scene.sh_count);
-    for (int byte = 0; byte < 12 * scene.sh_count; byte += 64) __builtin_prefetch(first + byte);
-  }
+  for (uint32_t m = group.bits; m; m &= m - 1) prefetch_coefficients(scene, at + __builtin_ctz(m), nullptr);
   vf flow[2] = {vf(0.0f), vf(0.0f)}, inverse_length;
   group.direction = view_direction(pose, p.centre, inverse_length);
   if (view.want_flow) flow_of(view, links, mean, p, flow);
