@@ -162,10 +162,6 @@ void store(const std::vector<double> &sums, float *out) {
     for (size_t i = 0; i < sums.size(); i++) out[i] = static_cast<float>(sums[i]);
 }
 
-void clear(float *out, int64_t count) {
-  if (out) std::memset(out, 0, sizeof(float) * static_cast<size_t>(count));
-}
-
 int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &views, const gw_images &images,
                  const gw_images &image_gradients, gw_tape &tape, const gw_gradients &out) {
   const Columns columns = prepare(context, scene, views);
@@ -175,17 +171,12 @@ int32_t backward(gw_context &context, const gw_scene &scene, const gw_views &vie
   sums.camera.assign(cameras, 0.0);
   sums.previous_link = sums.link;
   sums.previous_camera = sums.camera;
-  clear(out.means, 3 * scene.count);
-  clear(out.quats, 4 * scene.count);
-  clear(out.log_scales, 3 * scene.count);
-  clear(out.opacity_logits, scene.count);
-  clear(out.sh, 3 * scene.sh_count * scene.count);
   for (int w = 0; w < views.worlds; w++)
     for (int c = 0; c < views.cameras; c++) {
       const size_t index = static_cast<size_t>(w) * views.cameras + c;
       const ViewSetup view = setup_view(scene, views, image_gradients, w, c, context.poses);
       const double *poses = backward_frame(context.kernels, scene, columns, view, *tape.frames[index],
-                                           view_of(images, views, index), view_of(image_gradients, views, index), out,
+                                           view_of(images, views, index), view_of(image_gradients, views, index), out, index == 0,
                                            context.scratch, context.pool);
       if (!poses) continue;
       unfold_poses(views.world_from_link + links * w, views.world_from_camera + 16 * c, scene.link_count, poses,

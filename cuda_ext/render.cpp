@@ -81,9 +81,26 @@ void draw_frame(const Kernels &kernels, const ViewSetup &view, const Frame &fram
   });
 }
 
+namespace {
+
+// Zeros in a chunk's rows of the gradients, which are soon added to: they are then still in the cache.
+void clear_chunk(const gw_scene &scene, const gw_gradients &out, int chunk) {
+  const int64_t begin = chunk * int64_t(CHUNK), rows = scene.count - begin < CHUNK ? scene.count - begin : CHUNK;
+  auto clear = [&](float *gradient, int64_t width) {
+    if (gradient) std::memset(gradient + begin * width, 0, sizeof *gradient * static_cast<size_t>(rows * width));
+  };
+  clear(out.means, 3);
+  clear(out.quats, 4);
+  clear(out.log_scales, 3);
+  clear(out.opacity_logits, 1);
+  clear(out.sh, 3 * int64_t(scene.sh_count));
+}
+
+}  // namespace
+
 const double *backward_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
                              Frame &frame, const ImageView &pictures, const ImageView &image_gradients,
-                             const gw_gradients &out, BackwardScratch &scratch, Pool &pool) {
+                             const gw_gradients &out, bool first, BackwardScratch &scratch, Pool &pool) {
   constexpr int PARTS = 64;  // fixed, so that sums do not depend on the number of threads
   const int chunks = chunks_of(scene.count);
   const size_t sums = static_cast<size_t>(view.link_count) * POSE_SUMS;
@@ -102,8 +119,10 @@ const double *backward_frame(const Kernels &kernels, const gw_scene &scene, cons
     double *part_sums = poses ? scratch.pose_sums.data + part * sums : nullptr;
     if (poses) std::memset(part_sums, 0, sums * sizeof *part_sums);
     const int end = static_cast<int>(int64_t(chunks) * (part + 1) / PARTS);
-    for (int chunk = static_cast<int>(int64_t(chunks) * part / PARTS); chunk < end; chunk++)
+    for (int chunk = static_cast<int>(int64_t(chunks) * part / PARTS); chunk < end; chunk++) {
+      if (first) clear_chunk(scene, out, chunk);
       kernels.project_backward(scene, columns, view, frame, rows, out, part_sums, chunk);
+    }
   });
   if (!poses) return nullptr;
   double *total = scratch.pose_sums.data;

@@ -24,11 +24,11 @@ struct BackwardScratch {
   Buffer<GradientRow> rows;
   Buffer<double> pose_sums;  // [parts, links, POSE_SUMS]
 };
-// Adds one view's gradients by the Gaussians to `out`. Returns [links, POSE_SUMS] sums by the folded poses, or null when
+// Adds one view's gradients by the Gaussians to `out`, which is cleared before with `first`. Returns [links, POSE_SUMS] sums by the folded poses, or null when
 // `out` asks for no pose.
 const double *backward_frame(const Kernels &kernels, const gw_scene &scene, const Columns &columns, const ViewSetup &view,
                              Frame &frame, const ImageView &pictures, const ImageView &image_gradients,
-                             const gw_gradients &out, BackwardScratch &scratch, Pool &pool);
+                             const gw_gradients &out, bool first, BackwardScratch &scratch, Pool &pool);
 
 // Adds, to sums shaped [L,4,4] and [4,4], the gradient by one world's and camera's matrices from that by folded poses.
 void unfold_poses(const float *world_from_link, const float *world_from_camera, int links, const double *pose_sums,
