@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.refine import rows
-from gworld.bench.refine_measures import bilateral, disagreement, edge_shift, flicker, quality, total_variation
+from gworld.bench.refine_measures import (
+    bilateral,
+    disagreement,
+    edge_shift,
+    flicker,
+    quality,
+    quality_in_light,
+    total_variation,
+)
 from tests.test_refine_network import film
 
 
@@ -21,11 +31,17 @@ def test_measures_are_zero_for_the_truth_and_grow_with_errors() -> None:
     step[:, :, 16:] = 1.0
     depth = clip.depth.clone()
     depth[:, :, 16:] *= 2
-    from dataclasses import replace
-
     edged = replace(clip, rgb=step, depth=depth)
     assert edge_shift(step, edged) == 0
     assert edge_shift(torch.roll(step, 1, 2), edged) == 1.0
+
+
+def test_a_views_own_exposure_does_not_count_in_its_own_light() -> None:
+    truth = 0.1 + 0.8 * torch.rand(2, 24, 48, 3, generator=torch.Generator().manual_seed(0))
+    dark = 0.6 * truth + 0.05
+    assert quality(dark, truth)[0] < 18 and quality_in_light(dark, truth)[0] > 40
+    wrong = dark.flip(2)
+    assert quality_in_light(wrong, truth)[0] < 18
 
 
 def test_filters_smooth_noise_and_keep_flat_pictures() -> None:
