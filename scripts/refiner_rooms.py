@@ -5,7 +5,7 @@ gworld train refiner --refiner.pairs runs/rooms --refiner.base FIRST --refiner.s
 python scripts/refiner_rooms.py ship runs/refiner assets/refiner
 
 FIRST is the refiner that was shipped before, learned in 720 steps from eight rooms. The run was told 3000 steps and
-stopped after 1200, went on with room 10 and the weight of flicker at 0.5 instead of 0.2, as if for 4000, until 1400, and
+stopped after 1200, went on with room 10 and the weight of flicker at 0.5 instead of 0.2 until 1400, as if for 4000, and
 then to 1700.
 """
 
