@@ -24,11 +24,13 @@ from gworld.checkpoint import Checkpoint, save_checkpoint
 from gworld.formats.axes import bake_links
 from gworld.formats.convert import gaussians_from_table, table_from_gaussians
 from gworld.formats.transforms import write_transforms
+from gworld.geometry import transform_from_pose
 from gworld.render.api import RenderOptions
 from gworld.render.paths import orbit, path_cameras
 from gworld.render.select import render
-from gworld.render.video import as_uint8
-from gworld.scene.cameras import Cameras
+from gworld.render.video import as_uint8, write_video
+from gworld.scene.cameras import Cameras, intrinsics, look_at
+from gworld.scene.episode import Episode, Video
 from gworld.scene.rollout import Rollout
 from gworld.scene.views import View, Views
 from gworld.scene.world import World
@@ -79,14 +81,29 @@ def rollout(world: World) -> Rollout:
 
 @pytest.fixture(scope="module")
 def viewer(world: World, rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
-    recordings = {"push": lambda: rollout}
-    subject = Subject(world, "arms & <cart>", recordings, Driver(Engine(world)), refine=lambda: greener(world))
+    film = filmed(world, rollout, tmp_path_factory.mktemp("film"))
+    subject = Subject(
+        world, "arms & <cart>", {"push": lambda: rollout}, Driver(Engine(world)), None, {"push": lambda: film},
+        lambda: greener(world),
+    )  # fmt: skip
     made = Viewer(subject, ViewOptions(port=0, keep=tmp_path_factory.mktemp("kept")))
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     yield made
     made.close()
     thread.join(timeout=5)
+
+
+def filmed(world: World, rollout: Rollout, folder: Path) -> Episode:
+    """The recording as an episode with a film of its own."""
+    pose = look_at(torch.tensor([[0.0, -1.5, 0.8]]), torch.zeros(1, 3))
+    camera = Cameras(intrinsics(320, 180, 0.9)[None], pose, 320, 180)
+    white, places = RenderOptions(background=(1.0, 1.0, 1.0)), transform_from_pose(rollout.link_poses)
+    drawn = [render(world.gaussians, place, camera, outputs=("rgb",), options=white).rgb for place in places]
+    write_video([rgb[0, 0] for rgb in drawn if rgb is not None], folder / "film.mp4", 30.0)
+    videos = (Video("front", folder / "film.mp4", rollout.times),)
+    names, poses = rollout.link_names, rollout.link_poses
+    return Episode(rollout.times, link_poses=poses, link_names=names, videos=videos, cameras=camera)
 
 
 def greener(world: World) -> Refine:
@@ -148,6 +165,24 @@ def test_play_moves_what_moved(page: Any, viewer: Viewer) -> None:
     if os.environ.get("GWORLD_UPDATE_PICTURES"):
         save(page, "view-motion.jpg")
     page.get_by_role("button", name="back").click()
+
+
+def test_the_true_film_stands_beside_the_motion(page: Any, viewer: Viewer) -> None:
+    page.get_by_role("tab", name="Motion").click()
+    viewer.do(lambda: viewer.seek(20))
+    assert viewer.motion is not None and viewer.motion.film is not None
+    film = viewer.motion.film
+    viewer.do(lambda: setattr(film.choice, "value", "front"))
+    viewer.do(film.change)
+    page.get_by_text("The film above, the world below.").wait_for()
+    truth, drawn = np.split(until(lambda: film.picture).image.astype(float), 2)
+    assert np.abs(truth - drawn).mean() < 3  # the same instant, but for compression
+    if os.environ.get("GWORLD_UPDATE_PICTURES"):
+        page.locator("img").last.evaluate("film => film.scrollIntoView()")
+        save(page, "view-film.jpg")
+    viewer.do(lambda: setattr(film.choice, "value", "none"))
+    viewer.do(film.change)
+    until(lambda: film.picture is None)
 
 
 def test_what_is_least_sure_is_seen_red(page: Any, viewer: Viewer) -> None:
