@@ -57,7 +57,7 @@ from gworld.scene.views import Views
 SWITCHES = ("references", "previous", "temporal", "depth", "points", "links", "flow", "confidence", "noise", "gate")
 PAIRS = PairOptions(hold_out=0, keep=(4,), early=(0.1,), ways=("sparse", "underfit"))
 LEARNING = TrainConfig(steps=250)
-TUNING = TrainConfig(steps=60, rate=4e-4, average=0.97)
+TUNING = TrainConfig(steps=40, rate=4e-4, average=0.97)
 
 
 @dataclass(frozen=True)

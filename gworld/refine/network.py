@@ -7,7 +7,7 @@ the render lacks, as a blend of what the photos offer and of its own correction,
     output = render + (1 - confidence) * correction
 
 so that where the world is sure, the render stands, whatever the weights are. Where the frame before shows the same
-surface, half of the correction is what was shown there: what would change from frame to frame is thereby held back.
+surface, most of the correction is what was shown there: what would change from frame to frame is thereby held back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RefinerConfig:
     """Channels of the finest level; the coarser ones have twice and three times as many."""
     sigma: float = 0.06
     """Standard deviation of the noise where confidence is 0, in 0..1 of the pictures."""
-    hold: float = 0.5
+    hold: float = 0.6
     """Part of the correction that is carried over from the output before where that shows the same surface."""
     gate: bool = True
     """Keep the render where confidence is 1."""
