@@ -87,19 +87,32 @@ def rows(given: BenchInput) -> Iterator[Row]:
         learned[push] = learn(pushing, stage, model, pushes, push, quick=given.quick)
         yield from settings_rows(push, learned[push])
     yield Row("learning, all folds, processor time", time.process_time() - begin, "s")
-    yield from error_rows(pushing, stage, model, pushes, learned, HORIZONS[:1] if given.quick else HORIZONS)
-    if given.quick:
-        return
-    from gworld.bench.realpush_film import film_rows
-    from gworld.bench.realpush_whatif import whatif_rows
+    horizons = HORIZONS[:1] if given.quick else HORIZONS
+    yield from error_rows(pushing, stage, model, pushes, learned, horizons)
+    from gworld.bench.realpush_droid import droid_rows
+    from gworld.bench.realpush_film import film_rows, open_studio
+    from gworld.bench.realpush_refined import refined_rows
+    from gworld.bench.realpush_robots import command_rows
+    from gworld.bench.realpush_whatif import KINDS, acted_rows, whatif_rows
+
+    def predict_in(place: Pushing, own: Learned, starts: Tensor, steps: int) -> Tensor:
+        return predictions(place, stage, model, own, starts, steps, ("ours",))["ours"]
 
     def predict(own: Learned, starts: Tensor, steps: int) -> Tensor:
-        return predictions(pushing, stage, model, own, starts, steps, ("ours",))["ours"]
+        return predict_in(pushing, own, starts, steps)
 
-    begin = time.process_time()
-    yield from film_rows(recording, track, pushing, pushes, learned, predict, RUN)
+    begin, folder = time.process_time(), (given.track or RUN / "tracked.npz").parent
+    values = next(iter(learned.values())).network.values
+    studio = open_studio(recording, track, track.held)
+    yield from film_rows(track, pushing, pushes, learned, predict, studio, horizons, RUN)
+    yield from refined_rows(recording, track, pushing, pushes, learned, predict, studio, folder=folder, out=RUN)
     yield Row("pictures, processor time", time.process_time() - begin, "s")
-    yield from whatif_rows(pushing, model, learned[0].network.values, RUN)
+    yield from command_rows(pushing, track, pushes, learned, predict_in, folder)
+    if not given.quick:
+        yield from whatif_rows(pushing, model, values, RUN)
+    kinds = KINDS[-1:] if given.quick else KINDS
+    yield from acted_rows(pushing, model, values, folder, track.held, RUN, kinds)
+    yield from droid_rows(given.data / "droid", folder)
 
 
 def shipped() -> Dynamics:
@@ -151,10 +164,10 @@ def make_track(data: Path, path: Path) -> None:
 
 
 def training_sets(
-    pushing: Pushing, pushes: list[tuple[float, float]], push: int, every: int = EVERY
+    pushing: Pushing, pushes: list[tuple[float, float]], push: int, every: int = EVERY, seconds: float = LEARNED
 ) -> list[tuple[Tensor, int]]:
     """(starts, steps) of the other pushes' windows."""
-    found = [windows_of(pushing, other, pushes, LEARNED) for other in range(len(pushes)) if other != push]
+    found = [windows_of(pushing, other, pushes, seconds) for other in range(len(pushes)) if other != push]
     return [(starts[::every], steps) for starts, steps in found if len(starts)]
 
 
@@ -162,7 +175,8 @@ def learn(
     pushing: Pushing, stage: Stage, model: Dynamics, pushes: list[tuple[float, float]], push: int, quick: bool = False
 ) -> Learned:
     """Everything that is learned from all pushes but one."""
-    sets = training_sets(pushing, pushes, push, 2 * EVERY if quick else EVERY)
+    some = (2 * EVERY, HORIZONS[0]) if quick else (EVERY, LEARNED)
+    sets = training_sets(pushing, pushes, push, *some)
     law = fit_planar(pushing, sets, history=False)
     aware = fit_planar(pushing, sets, history=True)
     return Learned(law, aware, fit_network(model, stage, pushing, sets, aware, 1 if quick else 3))

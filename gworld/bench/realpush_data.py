@@ -100,7 +100,7 @@ class Pushing:
         """world_from_link of the block at places on the plane."""
         return self.world_from_plane @ lift(block) @ self.outline_from_link
 
-    def apart(self, a: Float[Tensor, "*B 3"], b: Float[Tensor, "*B 3"]) -> Float[Tensor, "*B"]:
+    def apart(self, a: Float[Tensor, "*B 3"], b: Float[Tensor, "*#B 3"]) -> Float[Tensor, "*B"]:
         """Pose error (m): mean distance of the outline's points."""
         return (place(a, self.outline.spots) - place(b, self.outline.spots)).norm(dim=-1).mean(-1)
 
@@ -153,7 +153,7 @@ def on_plane(track: Track, world: World, block: str, pusher: str) -> Pushing:
     return Pushing(
         track.times,
         place_,
-        _smoothed(path, SMOOTH / dt),
+        smoothed(path, SMOOTH / dt),
         outline,
         radius,
         height,
@@ -268,7 +268,8 @@ def _stick(skin: Gaussians, poses: Float[Tensor, "T 4 4"], height: float) -> tup
     return path[:, :2], float(off[low].quantile(0.9))
 
 
-def _smoothed(path: Float[Tensor, "T 2"], width: float) -> Float[Tensor, "T 2"]:
+def smoothed(path: Float[Tensor, "T 2"], width: float) -> Float[Tensor, "T 2"]:
+    """A path averaged over some steps."""
     from scipy import ndimage
 
     return torch.from_numpy(ndimage.gaussian_filter1d(path.numpy(), width, axis=0, mode="nearest"))

@@ -37,7 +37,10 @@ CHANGED = 0.06
 """Difference from the first picture, of 1, at which something moved in a pixel."""
 EVERY, PAINTED, CLEANED = 6, 14, 60
 """Every how many starts are judged; instants that colours are learned from, and plates."""
-SECONDS = (0.5, 1.0, 2.0)
+STILL = 1e-3
+"""How far (m) a link moves at least to be drawn."""
+SPECK = 100
+"""Pixels of the block's colour that hang together at least: less is glare."""
 NEAR = 1.5
 """Decibels that the simulated motion may be below the tracked one."""
 
@@ -75,8 +78,12 @@ def open_studio(recording: Recording, track: Track, held: str) -> Studio:
 
 
 def free_bodies(world: World, poses: Float[Tensor, "T L 4 4"]) -> tuple[Bodies, Float[Tensor, "T S"]]:
-    """What moves in a world as links that each go their own way, and their states: all links' poses in a row."""
-    own = select_gaussians(world.gaussians, world.gaussians.links > 0)
+    """What moves in a world as links that each go their own way, and their states: all links' poses in a row.
+
+    Links that stay where they are, a robot's root among them, are left to the plate.
+    """
+    still = (poses - poses[:1]).abs().amax((0, 2, 3)) < STILL  # these are on the plate already
+    own = select_gaussians(world.gaussians, ~still[world.gaussians.links.long()])
     eye = torch.eye(6, dtype=torch.float64)
     middle = torch.zeros(3, dtype=torch.float64)
     things = tuple(Thing(link.name, index, 7 * index, eye, middle) for index, link in enumerate(world.links))
@@ -87,19 +94,19 @@ def free_bodies(world: World, poses: Float[Tensor, "T L 4 4"]) -> tuple[Bodies, 
 
 
 def film_rows(
-    recording: Recording,
     track: Track,
     pushing: Pushing,
     pushes: list[tuple[float, float]],
     learned: dict[int, Learned],
     predict: Predict,
+    studio: Studio,
+    horizons: tuple[float, ...],
     out: Path,
 ) -> Iterator[Row]:
     """PSNR where something moved, of the simulated block, the tracked one and the last picture; the block's silhouette;
     and films of every push in `out`."""
-    studio = open_studio(recording, track, track.held)
     plain: list[float] = []
-    for seconds in SECONDS:
+    for seconds in horizons:
         found: dict[str, list[float]] = {name: [] for name in ("ours", "oracle", "copy", "block", "block oracle")}
         for push, own in learned.items():
             starts, steps = windows_of(pushing, push, pushes, seconds)
@@ -141,7 +148,7 @@ def score_window(
         return
     for name, image in (("ours", ours), ("oracle", oracle), ("copy", before)):
         found[name].append(decibels(image, truth, where))
-    real = orange(truth)
+    real = block_seen(studio, truth)
     for name, one in (("block", state), ("block oracle", studio.states[end])):
         drawn = block_mask(studio, one)
         both = drawn | real
@@ -186,8 +193,19 @@ def block_mask(studio: Studio, state: Tensor) -> Bool[Tensor, "H W"]:
     return (drawn.rgb[0, ..., 0] > drawn.rgb[0, ..., 1]) & (drawn.alpha[0] > 0.5)
 
 
+def block_seen(studio: Studio, rgb: Float[Tensor, "H W 3"]) -> Bool[Tensor, "H W"]:
+    """The block in a picture: its colour where the plate has another, in pieces that are no specks of glare."""
+    from scipy import ndimage
+
+    found = (orange(rgb) & ~orange(studio.level.plates[0])).numpy()
+    pieces, _ = ndimage.label(found)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return torch.from_numpy(sizes[pieces] >= SPECK)
+
+
 def orange(rgb: Float[Tensor, "H W 3"]) -> Bool[Tensor, "H W"]:
-    """The block by its colour."""
+    """Where a picture has the block's colour."""
     red, green, blue = rgb.unbind(-1)
     return (red > 0.55) & (red - green > 0.25) & (red - blue > 0.3)
 

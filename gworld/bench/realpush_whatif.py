@@ -1,7 +1,8 @@
 """Pushes that were never made: left, right, faster, past the block, two sticks at once; what must hold whatever moves.
 
 They are laid out in the block's own frame: its axis of symmetry is found in the outline, the sticks come straight at
-the bar's outer side. What the recording told of the block holds; the error of the tracked pusher does not.
+the bar's outer side. What the recording told of the block holds; the error of the tracked pusher does not. Then arms
+carry the sticks, the recorded one and a second one, and are filmed in the recorded world.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ from torch import Tensor
 
 from gworld.bench.realpush_data import CELL, Outline, Pushing, lift, place
 from gworld.bench.realpush_network import BLOCK, Stage, open_stage, roll_blocks
-from gworld.bench.rows import Row, at_most
+from gworld.bench.realpush_robots import nearest, stage_trial
+from gworld.bench.rows import Row, at_least, at_most
 from gworld.dynamics.network import Dynamics
+from gworld.formats.world import load_world
+from gworld.geometry import transform_from_pose
+from gworld.render.select import render
+from gworld.render.video import as_uint8, open_video, side_by_side
+from gworld.scene.cameras import Cameras
+from gworld.scene.rollout import Rollout
+from gworld.scene.world import World
+from gworld.simulate.files import write_rollout
 
 SIDE, AHEAD, WAY = 0.06, 0.03, 0.09
 """How far to the side of the axis the sticks come (m), how far from the bar they start, and how far they go."""
@@ -33,6 +43,12 @@ TOUCH = 1e-3
 """Gap (m) below which a stick counts as touching: about what a grid of distances tells."""
 SKETCH = 260
 """Width of a picture on a contact sheet (pixels)."""
+RESTS = 0.01
+"""How far (m) the block has moved once it no longer lies where it lay at first."""
+LED, FREE = 1.0, 10.0
+"""Goals: how far a stick is off its path (mm), and the room between bodies other than stick and block (mm)."""
+EYE, AIM, LENS = (1.35, -0.45, 0.95), (0.5, 0.28, 0.28), 1.26
+"""A view of the whole scene: from where to where (m), and focal length in heights of the picture."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +83,67 @@ def whatif_rows(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"], 
     yield Row("faster: end against left's", 1e3 * float(fast[:2].norm()), "mm", note=f"{FAST / PACE:.0f} times as fast")
     turned = abs(np.degrees(float(trials["two at once"].block[-1, 2] - trials["two at once"].block[0, 2])))
     yield Row("two at once, side by side: turn", turned, "degrees", note="none if both push alike")
+
+
+def acted_rows(
+    pushing: Pushing,
+    model: Dynamics,
+    values: Float[Tensor, " P"],
+    folder: Path,
+    held: str,
+    out: Path,
+    kinds: tuple[str, ...] = KINDS,
+) -> Iterator[Row]:
+    """The same pushes by arms in the recorded worlds of `folder` (`world` with one arm, `pair` with two): how well the
+    arms go, how much room is between bodies; motions and films are written below `out`."""
+    if not all((folder / name / "world.json").is_file() for name in ("world", "pair")):
+        note = f"`{folder}` has no `world` and `pair`: skipped; scripts/examples/05_real_push.py makes them"
+        yield Row("pushes by arms", 0.0, "", note=note)
+        return
+    one, two = (load_world(folder / name) for name in ("world", "pair"))
+    values = values.clone()
+    values[:2] = 0.0
+    row = int((pushing.apart(pushing.block, pushing.block[:1].expand_as(pushing.block)) > RESTS).nonzero()[0, 0]) // 2
+    for kind in kinds:
+        trial = run_trial(pushing, model, values, kind)
+        world = two if len(trial.paths) > 1 else one
+        rollout, off = stage_trial(world, pushing, trial.paths, trial.block, pushing.block[row], pushing.dt)
+        yield at_most(f"{kind}: sticks carried by arms, off their paths at most", 1e3 * off, "mm", LED)
+        names = [agent.name for agent in world.agents]
+        pairs = [(name, "tblock") for name in names] + ([tuple(names)] if len(names) > 1 else [])
+        room = {pair: 1e3 * nearest(world, rollout, *pair) for pair in pairs}
+        told = ", ".join(f"{a} and {b} {value:.0f}" for (a, b), value in room.items())
+        yield at_least(
+            f"{kind}: room between arms and things, sticks left out", min(room.values()), "mm", FREE, note=told
+        )
+        stem = f"acted-{kind.replace(' ', '-')}"
+        write_rollout(rollout, out / f"{stem}.parquet")
+        film_trial(world, rollout, held, out / f"{stem}.mp4")
+
+
+def film_trial(world: World, rollout: Rollout, held: str, path: Path) -> None:
+    """The held-out camera's view beside one of the whole scene, every instant, at a third of the pace."""
+    assert world.cameras is not None
+    views = (world.cameras[world.cameras.names.index(held)], _overview(world.cameras.height))
+    poses = transform_from_pose(rollout.link_poses).float()
+    rate = (len(rollout) - 1) / float(rollout.times[-1] - rollout.times[0])
+    with open_video(path, rate / 3) as add:
+        for pose in poses:
+            shown = [render(world.gaussians, pose[None], view, outputs=("rgb",)).rgb for view in views]
+            pair = [as_uint8(picture[0, 0].clamp(0, 1)) for picture in shown if picture is not None]
+            add(side_by_side(pair, ("the held-out camera", "the whole scene")))
+
+
+def _overview(height: int) -> Cameras:
+    eye, aim = torch.tensor(EYE), torch.tensor(AIM)
+    ahead = torch.nn.functional.normalize(aim - eye, dim=0)
+    right = torch.nn.functional.normalize(torch.linalg.cross(ahead, torch.tensor([0.0, 0.0, 1.0])), dim=0)
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.stack([right, torch.linalg.cross(ahead, right), ahead], dim=1)
+    pose[:3, 3] = eye
+    lens, width = LENS * height, round(4 * height / 3)
+    K = torch.tensor([[lens, 0.0, width / 2], [0.0, lens, height / 2], [0.0, 0.0, 1.0]])
+    return Cameras(K[None], pose[None], width, height)
 
 
 def contact_reach(pushing: Pushing, model: Dynamics, values: Float[Tensor, " P"]) -> float:

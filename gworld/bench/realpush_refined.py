@@ -1,0 +1,139 @@
+"""The simulated pushes refined: as the held-out camera would see them, beside what it saw.
+
+The refiner that comes with gworld changes what the bodies cover and nothing else; it is given what the other cameras
+saw before each push, and nothing of the held-out one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gworld.bench.realpush_data import Pushing, Track
+from gworld.bench.realpush_film import CHANGED, Studio, picture, simulated
+from gworld.bench.recorded import ROOTS
+from gworld.bench.rows import Row, at_least
+from gworld.bench.track_real import Recording
+from gworld.formats.world import load_world
+from gworld.reconstruct.motion_draw import draw
+from gworld.reconstruct.motion_film import Film as Footage
+from gworld.refine.sample import Film
+from gworld.refine.saved import load_refiner
+from gworld.render.conditions import render_clip, render_frame
+from gworld.render.metrics import ssim_map
+from gworld.render.video import as_uint8, open_video, side_by_side
+from gworld.scene.clip import Clip, join_clips
+from gworld.scene.world import World
+
+if TYPE_CHECKING:
+    from gworld.bench.realpush import Learned, Predict
+
+EVERY = 4
+"""Every how many instants are drawn."""
+COVERED = 0.02
+"""Opacity from which a body's pixels are the refiner's; the plate behind is footage."""
+FIGURES = ("PSNR where something moves", "PSNR of the rest", "SSIM where something moves", "SSIM of the rest")
+
+
+def refined_rows(
+    recording: Recording,
+    track: Track,
+    pushing: Pushing,
+    pushes: list[tuple[float, float]],
+    learned: dict[int, Learned],
+    predict: Predict,
+    studio: Studio,
+    *,
+    folder: Path,
+    out: Path,
+) -> Iterator[Row]:
+    """Raw and refined pictures of all pushes against the footage, and films of them; `folder` holds the `world` that
+    tracking left."""
+    place = next((root / "assets" / "refiner" for root in ROOTS if (root / "assets" / "refiner").is_dir()), None)
+    if place is None or not (folder / "world" / "world.json").is_file():
+        yield Row("refined against raw", 0.0, "", note=f"no refiner, or no `{folder / 'world'}`: skipped")
+        return
+    world, refiner = load_world(folder / "world"), load_refiner(place)
+    found: list[tuple[list[float], list[float]]] = []
+    for push, own in learned.items():
+        start = max(8, int(torch.searchsorted(pushing.times, pushes[push][0])) - 3)
+        steps = min(int((pushes[push][1] - pushes[push][0] + 0.3) / pushing.dt), len(pushing.times) - 1 - start)
+        block = predict(own, torch.tensor([start]), steps)[0]
+        photos = before_push(recording, track, world, start)
+        film = Film(refiner.model, photos)
+        rows = range(start, start + steps + 1, EVERY)
+        frames = conditions(track, pushing, world, studio, photos, rows, block[::EVERY])
+        with open_video(out / f"refined-{push + 1}.mp4", 1 / (2 * EVERY * pushing.dt)) as add:
+            for row, frame in zip(rows, frames, strict=True):
+                done, truth = film(frame).picture, picture(studio, pushing, row)
+                if row == start:
+                    first = (truth, frame.rgb[0])
+                else:
+                    found.append(judge(studio, truth, frame.rgb[0], done, first))
+                shown = [as_uint8(part.numpy()) for part in (truth, frame.rgb[0], done)]
+                add(side_by_side(shown, ("footage", "simulated", "refined")))
+    raw, done_ = (np.nanmedian(np.array([pair[k] for pair in found]), axis=0) for k in (0, 1))
+    for name, before, after in zip(FIGURES, raw, done_, strict=True):
+        unit = "dB" if name.startswith("PSNR") else ""
+        note = f"{len(found)} pictures of {len(learned)} pushes; baseline: raw"
+        yield at_least(f"refined: {name}", float(after), unit, float(before), float(before), note)
+
+
+def before_push(recording: Recording, track: Track, world: World, row: int) -> Clip:
+    """What the cameras that are not held out saw at an instant, each with its own render."""
+    assert world.cameras is not None
+    poses, clips = track.world_from_link[row].float(), []
+    for index, name in enumerate(world.cameras.names):
+        if name == track.held:
+            continue
+        film: Footage = recording.films[recording.cameras.names.index(name)]
+        photo = torch.from_numpy(film.pictures[film.nearest(float(track.times[row]))].astype(np.float32) / 255)
+        clips.append(render_clip(world.gaussians, world.cameras[index], poses[None], truth=photo[None]))
+    return join_clips(clips)
+
+
+def conditions(
+    track: Track,
+    pushing: Pushing,
+    world: World,
+    studio: Studio,
+    photos: Clip,
+    rows: range,
+    block: Float[Tensor, "T 3"],
+) -> Iterator[Clip]:
+    """The simulated frames over the held-out camera's plate, with what the world knows of them; the plate is sure."""
+    assert world.cameras is not None
+    camera = world.cameras[world.cameras.names.index(track.held)]
+    thing = track.link_names.index("tblock")
+    before = None
+    for row, place in zip(rows, block, strict=True):
+        poses = track.world_from_link[row].float().clone()
+        poses[thing] = pushing.links(place).float()
+        clip = render_frame(world.gaussians, camera, poses, before or (poses, camera), references=photos)
+        before = (poses, camera)
+        drawn = draw(studio.bodies, simulated(studio, pushing, row, place)[None], studio.level, 0)
+        shown = (drawn.rgb[0] + (1 - drawn.alpha[0][..., None]) * studio.level.plates[0]).clamp(0, 1)
+        sure = torch.where(drawn.alpha[0] < COVERED, 1.0, clip.confidence[0])
+        yield replace(clip, rgb=shown[None], confidence=sure[None])
+
+
+def judge(
+    studio: Studio, truth: Tensor, raw: Tensor, done: Tensor, first: tuple[Tensor, Tensor]
+) -> tuple[list[float], list[float]]:
+    """The figures of the raw and of the refined picture, by one mask."""
+    seen = studio.level.known[0] > 0.5
+    moved = torch.maximum((truth - first[0]).abs(), (raw - first[1]).abs()).amax(-1) > CHANGED
+    found = []
+    for image in (raw, done):
+        error, alike = (image - truth).square().mean(-1), ssim_map(image, truth).mean(-1)
+        masks = (moved & seen, ~moved & seen)
+        levels = [float(-10 * torch.log10(error[mask].mean().clamp_min(1e-10))) for mask in masks]
+        found.append(levels + [float(alike[mask].mean()) for mask in masks])
+    return found[0], found[1]
