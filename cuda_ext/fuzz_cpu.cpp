@@ -1,5 +1,6 @@
 // Fuzz target of the C interface: any bytes as Gaussians, poses and cameras must neither crash nor leave a bad number.
-// With clang it is a libFuzzer target; elsewhere `fuzz_cpu SECONDS [SEED]` feeds it random bytes and bit patterns.
+// With clang it is a libFuzzer target; elsewhere `fuzz_cpu SECONDS [SEED]` feeds it random bytes and bit patterns, and
+// `fuzz_cpu pictures FILE` writes what the portable kernels draw and derive of twenty inputs, to compare two machines.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -32,6 +33,13 @@ struct Reader {
   }
 };
 
+gw_isa chosen = GW_ISA_AUTO;
+FILE *kept = nullptr;  // where to write pictures and gradients
+
+void keep(const std::vector<float> &values) {
+  if (kept) std::fwrite(values.data(), sizeof(float), values.size(), kept);
+}
+
 void require_finite(const std::vector<float> &values, const char *what) {
   for (float value : values)
     if (!std::isfinite(value)) {
@@ -43,7 +51,7 @@ void require_finite(const std::vector<float> &values, const char *what) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static gw_context *context = gw_context_create(2, GW_ISA_AUTO);
+  static gw_context *context = gw_context_create(2, chosen);
   Reader in{data, size};
   const int sh_counts[4] = {1, 4, 9, 16};
   const size_t count = in.take<uint8_t>() % 40, K = static_cast<size_t>(sh_counts[in.take<uint8_t>() % 4]);
@@ -69,18 +77,50 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   require_finite(alpha, "alpha");
   require_finite(depth, "depth");
   require_finite(flow, "flow");
+  for (const auto *values : {&rgb, &alpha, &depth, &flow}) keep(*values);
   std::vector<float> ones(3 * pixels, 1.0f);
   const gw_images upstream = {ones.data(), ones.data(), nullptr, nullptr, nullptr};
   std::vector<float> by_means(means.size()), by_quats(quats.size()), by_scales(scales.size()), by_logits(count), by_sh(sh.size()), by_link(32), by_camera(16);
   const gw_gradients out = {by_means.data(), by_quats.data(), by_scales.data(), by_logits.data(), by_sh.data(), by_link.data(), by_camera.data(), nullptr, nullptr};
   if (gw_backward(context, &scene, &views, &images, &upstream, tape, &out) == GW_OK)
-    for (const auto *values : {&by_means, &by_quats, &by_scales, &by_logits, &by_sh}) require_finite(*values, "a gradient");
+    for (const auto *values : {&by_means, &by_quats, &by_scales, &by_logits, &by_sh}) require_finite(*values, "a gradient"), keep(*values);
   gw_tape_release(context, tape);
   return 0;
 }
 
 #if !defined(GW_LIBFUZZER)
+namespace {
+
+// Moderate Gaussians in front of the camera, the same on every machine.
+int write_pictures(const char *path) {
+  chosen = GW_ISA_PORTABLE;
+  kept = std::fopen(path, "wb");
+  if (!kept) return 1;
+  std::mt19937 rng(1);
+  auto uniform = [&](float low, float high) { return low + (high - low) * static_cast<float>(rng() >> 8) / 16777216.0f; };
+  for (int input = 0; input < 20; input++) {
+    const int sh_count = input % 4, counts[4] = {1, 4, 9, 16}, gaussians = 39;
+    std::vector<uint8_t> bytes = {gaussians, static_cast<uint8_t>(sh_count), 63, 47, static_cast<uint8_t>(input & 1 | 6)};
+    auto put = [&](float value) {
+      const auto *from = reinterpret_cast<const uint8_t *>(&value);
+      bytes.insert(bytes.end(), from, from + sizeof value);
+    };
+    for (int i = 0; i < gaussians; i++) put(uniform(-1, 1)), put(uniform(-1, 1)), put(uniform(1, 4));
+    for (int i = 0; i < 4 * gaussians; i++) put(uniform(-1, 1));
+    for (int i = 0; i < 3 * gaussians; i++) put(uniform(-4, -1));
+    for (int i = 0; i < gaussians; i++) put(uniform(-3, 3));
+    for (int i = 0; i < 3 * counts[sh_count] * gaussians; i++) put(uniform(-0.5f, 0.5f));
+    for (int i = 0; i < gaussians; i++) bytes.push_back(static_cast<uint8_t>(i & 1));
+    for (const int value : {20, 0, 60, 60}) bytes.push_back(static_cast<uint8_t>(value)), bytes.push_back(0);
+    LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  }
+  return std::fclose(kept);
+}
+
+}  // namespace
+
 int main(int argc, char **argv) {
+  if (argc == 3 && std::strcmp(argv[1], "pictures") == 0) return write_pictures(argv[2]);
   const double seconds = argc > 1 ? std::atof(argv[1]) : 60.0;
   std::mt19937 rng(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1u);
   const float special[12] = {NAN, INFINITY, -INFINITY, 3.4e38f, 1e10f, -1e10f, 1e-45f, 0.0f, -0.0f, 88.8f, -104.0f, 1.0f};

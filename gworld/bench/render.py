@@ -15,7 +15,9 @@ import torch
 
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.prototype import build_prototype
+from gworld.bench.render_cost import cost_rows
 from gworld.bench.render_moving import moving_rows
+from gworld.bench.render_trained import trained
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
 from gworld.bench.splats import Scene, garden, table
 from gworld.bench.thresholds import agreement_rows
@@ -42,7 +44,9 @@ def rows(given: BenchInput) -> Iterator[Row]:
     path = given.data / "gaussian_files" / "test_garden.npz" if given.data else None
     if path is not None and path.is_file():
         yield from _speed(garden(path, given.seed), given)
+        yield from cost_rows(garden(path, given.seed), lambda view: _forward(view, ("rgb",)), given.quick)
         yield from training_rows(garden(path, given.seed), given)
+        yield from _trained(path.with_name("biker.compressed.ply"), given)
     yield from _speed(table(0.02 if given.quick else 0.0043), replace(given, peer=None))
     yield from training_rows(scene, replace(given, peer=None))
     yield from _against_reference(scene, given)
@@ -50,6 +54,12 @@ def rows(given: BenchInput) -> Iterator[Row]:
     yield from moving_rows(given)
     yield from _video(scene, given)
     yield from _soak(scene, given)
+
+
+def _trained(path: Path, given: BenchInput) -> Iterator[Row]:
+    """A trained capture, where its file stands beside the garden's."""
+    if path.is_file():
+        yield from _speed(trained(path), given)
 
 
 def _agreement(scene: Scene, usable: list[str]) -> Iterator[Row]:
