@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,17 +25,25 @@ from gworld.reconstruct.motion import Film, Tracked, TrackOptions, track_motion
 from gworld.reconstruct.motion_draw import draw
 from gworld.reconstruct.motion_film import Level, Plates, Shot, first_plates, in_light, levels_of, shot_at
 from gworld.reconstruct.motion_fit import Prior, fit_state
+from gworld.reconstruct.motion_lens import straightened, unbent
 from gworld.reconstruct.motion_paint import clean_plates, link_colours
-from gworld.reconstruct.motion_rig import RigOptions, refine_rig
+from gworld.reconstruct.motion_rig import RigFit, RigOptions, refine_rig
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
 from gworld.scene.harmonics import sh_from_rgb
 from gworld.scene.links import Link
 from gworld.scene.world import Entity, World
 
+MODEL = Path("embodied_gaussians/robot/panda.urdf")
 HOME = Path("embodied_gaussians/examples/embodied_environments/pusht_embodied")
 START = (-0.675, -1.08, 1.565, -2.475, 1.27, 1.96, 0.95, 0.0)
 """Joint values (rad) of the first instant, from the first pictures of all three cameras: there are none recorded."""
+STRAIGHT_START = (-0.7675, -1.465, 1.5301, -2.4151, 1.463, 1.5627, 0.6918, 0.0)
+STAND = (-0.0018, -0.0023, 0.0132, 0.9997, -0.0074, -0.0213, 0.0029)
+"""The same, and the robot's root, found again (by rendering and comparing, first pictures of all three cameras) in
+pictures without the bending of their lenses."""
+HOLES = 0.0227
+"""Metres from hole to hole of the table, at which the robot fits the first pictures best."""
 WHITE = (0.92, 0.85, 0.80)
 SIDE = "234222303707"
 """The only camera that sees the elbow."""
@@ -57,17 +65,16 @@ class Recording:
     films: list[Film]
     cameras: Cameras
     plane: tuple[float, float, float, float]
+    lenses: Float[Tensor, "C 4"]
+    """Taken away from the films: zeros where they are as recorded."""
 
 
 def real_rows(data: Path, quick: bool) -> Iterator[Row]:
     """All three ways of holding a camera out (`quick`: one, of the first three seconds)."""
     if not (data / HOME).is_dir():
         return
-    given = read_recording(data)
-    first = np.stack([film.pictures[0] for film in given.films]).astype(np.float32) / 255
-    rig = refine_rig(first, given.cameras, RigOptions(plane=given.plane))
+    given, rig = straight_recording(data)
     yield Row("push-T, cameras disagree on the table", rig.after, "px", baseline=rig.before)
-    given = replace(given, cameras=rig.cameras)
     tips: list[Tensor] = []
     for held in range(1 if quick else len(given.films)):
         tracked = track_way(given, held, 3.0 if quick else 14.7)
@@ -94,8 +101,21 @@ def read_recording(data: Path) -> Recording:
     K, poses = (torch.stack([getattr(view, field) for view in views]).float() for field in ("K", "world_from_camera"))
     cameras = Cameras(K, poses, views[0].width, views[0].height, names=tuple(view.name for view in views))
     plane = json.loads((home / "environment/ground_plane.json").read_text(encoding="utf-8"))["plane"]
-    world, robot = _world(home, data / "embodied_gaussians/robot/panda.urdf")
-    return Recording(world, robot, films, cameras, tuple(plane))
+    world, robot = _world(home, data / MODEL)
+    return Recording(world, robot, films, cameras, tuple(plane), torch.zeros(len(films), 4))
+
+
+def straight_recording(data: Path) -> tuple[Recording, RigFit]:
+    """Films without their lenses' bending, cameras that agree on the table's holes, and the robot where it then stands.
+
+    Nothing but the first picture of each camera is used for it.
+    """
+    given = read_recording(data)
+    first = np.stack([film.pictures[0] for film in given.films]).astype(np.float32) / 255
+    rig = refine_rig(first, given.cameras, RigOptions(plane=given.plane, lens=True, dots=HOLES))
+    films = straightened(given.films, given.cameras, rig.lenses)
+    world, _ = _world(data / HOME, data / MODEL, STRAIGHT_START, STAND)
+    return replace(given, world=world, films=films, cameras=rig.cameras, lenses=rig.lenses), rig
 
 
 def track_way(given: Recording, held: int, end: float) -> Tracked:
@@ -140,7 +160,7 @@ def judge_way(given: Recording, held: int, tracked: Tracked, every: int) -> Iter
             found[key] += [max(values)] if values else []
         found["gain"].append(_gain(tracked, state, level, shot.rgb[0]))
     if name in OUTLINES:
-        found["robot"], found["robot best"] = _by_hand(tracked, OUTLINES[name], level, film)
+        found["robot"], found["robot best"] = _by_hand(tracked, OUTLINES[name], level, film, given.lenses[held])
     means = {key: float(np.nanmean(values)) if len(values) else float("nan") for key, values in found.items()}
     limit = min(BLOCK_IOU, means["block best"] - MARGIN)
     yield at_least(
@@ -157,9 +177,10 @@ def judge_way(given: Recording, held: int, tracked: Tracked, every: int) -> Iter
 
 
 def _by_hand(
-    tracked: Tracked, outlines: dict[float, tuple[str, ...]], level: Level, film: Film
+    tracked: Tracked, outlines: dict[float, tuple[str, ...]], level: Level, film: Film, lens: Float[Tensor, " 4"]
 ) -> tuple[list[float], list[float]]:
-    """Silhouettes of the robot against outlines drawn by hand: as tracked, and the better of that and fitted there."""
+    """Silhouettes of the robot against outlines drawn by hand in the pictures as filmed: as tracked, and the better of
+    that and fitted there."""
     clock, found, best = tracked.times.numpy(), list[float](), list[float]()
     for time, parts in outlines.items():
         row = int(np.abs(clock - time).argmin())
@@ -169,11 +190,20 @@ def _by_hand(
         state = tracked.states[row]
         scores = []
         for one in (state, *_best_states(tracked, state, [], level, shot_at([film], float(clock[row]), level))):
-            shown = _owners(tracked, one, level) == "robot"
+            shown = _filmed(_owners(tracked, one, level) == "robot", level.cameras.K[0].double(), lens.double())
             scores.append(float((shown & real).sum() / (shown | real).sum()))
         found.append(scores[0])
         best.append(max(scores))
     return found, best
+
+
+def _filmed(mask: Bool[np.ndarray, "H W"], K: Float[Tensor, "3 3"], lens: Float[Tensor, " 4"]) -> np.ndarray:
+    """A mask of straightened pictures in the pixels of the film."""
+    import cv2
+
+    rows, columns = np.indices(mask.shape) + 0.5
+    x, y = (unbent(torch.from_numpy(np.stack([columns, rows], axis=-1)), K, lens) - 0.5).float().unbind(-1)
+    return cv2.remap(mask.astype(np.float32), x.contiguous().numpy(), y.contiguous().numpy(), cv2.INTER_LINEAR) > 0.5
 
 
 def _best_states(tracked: Tracked, state: Tensor, before: list[Tensor], level: Level, shot: Shot) -> list[Tensor]:
@@ -241,8 +271,9 @@ def _some(cameras: Cameras, rows: list[int]) -> Cameras:
     return replace(cameras, K=cameras.K[rows], world_from_camera=cameras.world_from_camera[rows], names=names)
 
 
-def _world(home: Path, model: Path) -> tuple[World, Skeleton]:
-    block = json.loads((home / "objects/tblock.json").read_text(encoding="utf-8"))
+def read_block(path: Path) -> tuple[Gaussians, tuple[float, ...]]:
+    """The block as its authors stored it: Gaussians (link 0) and `x y z qw qx qy qz` in the first picture."""
+    block = json.loads(path.read_text(encoding="utf-8"))
     given = {name: torch.tensor(values).float() for name, values in block["gaussians"].items()}
     gaussians = Gaussians(
         means=given["means"],
@@ -250,14 +281,22 @@ def _world(home: Path, model: Path) -> tuple[World, Skeleton]:
         log_scales=given["scales"].log(),
         opacity_logits=given["opacities"].clamp(0.05, 0.99).logit(),
         sh=sh_from_rgb(given["colors"].flip(-1))[:, None],  # stored blue first
-        links=torch.ones(len(given["means"]), dtype=torch.int32),
+        links=torch.zeros(len(given["means"]), dtype=torch.int32),
     )
-    pose = tuple(pose_from_transform(torch.tensor(block["X_WB"], dtype=torch.float64)).tolist())
+    return gaussians, tuple(pose_from_transform(torch.tensor(block["X_WB"], dtype=torch.float64)).tolist())
+
+
+def _world(
+    home: Path, model: Path, joints: Sequence[float] = START, stand: Sequence[float] = (0, 0, 0, 1, 0, 0, 0)
+) -> tuple[World, Skeleton]:
+    gaussians, pose = read_block(home / "objects/tblock.json")
+    gaussians = replace(gaussians, links=torch.ones_like(gaussians.links))
     entities = (Entity("scene", "static", (0,)), Entity("tblock", "object", (1,)))
     world = World(gaussians, (Link("world"), Link("tblock", pose, 0)), entities, metric=True)
     robot = read_robot(model, "panda")
-    start = torch.tensor(START)
-    world = bind_robot(world, robot, "panda", torch.eye(4), start, skin=SkinOptions(per_square_metre=6000))
+    base = transform_from_pose(torch.tensor(stand, dtype=torch.float32))
+    skin = SkinOptions(per_square_metre=6000)
+    world = bind_robot(world, robot, "panda", base, torch.tensor(joints), skin=skin)
     sh = world.gaussians.sh[:, :1].clone()
     sh[world.gaussians.links > 1] = sh_from_rgb(torch.tensor(WHITE))
     return replace(world, gaussians=replace(world.gaussians, sh=sh)), robot

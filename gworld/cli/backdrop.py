@@ -44,6 +44,7 @@ def run(options: Options) -> None:
     """Lay what the cameras see most of the time on the plane; raises `UsageError`, `InputError` as `gworld track`."""
     from gworld.formats.world import save_world
     from gworld.reconstruct.motion_film import first_plates
+    from gworld.reconstruct.motion_lens import straightened
     from gworld.reconstruct.motion_rig import refine_rig
     from gworld.reconstruct.motion_scene import plane_gaussians
     from gworld.scene.world import World
@@ -60,6 +61,7 @@ def run(options: Options) -> None:
         if options.refine_cameras:
             first = np.stack([film.pictures[0] for film in films]).astype(np.float32) / 255
             rig = refine_rig(first, cameras, options.rig)
+            films = straightened(films, cameras, rig.lenses) if options.rig.lens else films
             cameras = rig.cameras
             facts |= {"rig_matches": rig.matches, "rig_before_px": rig.before, "rig_after_px": rig.after}
         plates = first_plates(films, np.zeros((0, 3)))

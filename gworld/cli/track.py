@@ -93,8 +93,8 @@ def run(options: Options) -> None:
         refuse_existing(options.world_out, overwrite=options.overwrite)
     with tempfile.TemporaryDirectory() as folder:
         films = [open_film(video, Path(folder) / f"{row}.raw") for row, video in enumerate(episode.videos)]
-        tracked, shown = _track(options, world, episode, films)
-        done = _result(options, replace(episode, cameras=shown), tracked, world)
+        tracked, shown, filmed, films = _track(options, world, episode, films)
+        done = _result(options, replace(episode, cameras=filmed), tracked, world)
         with EpisodeWriter(options.out) as writer:
             number = writer.add(done)
         files = []
@@ -137,11 +137,14 @@ def _episode(options: Options, world: World) -> Episode:
     return episode
 
 
-def _track(options: Options, world: World, episode: Episode, films: list[Film]) -> tuple[Tracked, Cameras]:
-    """The tracked motion, and all cameras as refined."""
+def _track(
+    options: Options, world: World, episode: Episode, films: list[Film]
+) -> tuple[Tracked, Cameras, Cameras, list[Film]]:
+    """The tracked motion, all cameras as refined, the same with their lenses, and the films without them."""
     from gworld.agents.binding import load_robot
     from gworld.reconstruct.motion import track_motion
     from gworld.reconstruct.motion_draw import scene_plates
+    from gworld.reconstruct.motion_lens import lensed, straightened
     from gworld.reconstruct.motion_rig import refine_rig
 
     cameras = episode.cameras
@@ -152,10 +155,13 @@ def _track(options: Options, world: World, episode: Episode, films: list[Film]) 
     if unknown or not rows:
         raise UsageError(f"--hold-out {' '.join(options.hold_out)} leaves nothing, or is not among {', '.join(names)}.")
     times = steps_of(episode, options.start, options.end, options.step)
-    settings = options.track
+    settings, filmed = options.track, cameras
     if settings.refine_cameras:
         first = [film.pictures[film.nearest(float(times[0]))] for film in films]
-        cameras = refine_rig(np.stack(first).astype(np.float32) / 255, cameras, settings.rig).cameras
+        rig = refine_rig(np.stack(first).astype(np.float32) / 255, cameras, settings.rig)
+        filmed = cameras = rig.cameras
+        if settings.rig.lens:
+            films, filmed = straightened(films, cameras, rig.lenses), lensed(cameras, rig.lenses)
         settings = replace(settings, refine_cameras=False)
     robots = {entity.name: load_robot(world, entity.name) for entity in world.agents if entity.source}
     recorded = {}
@@ -169,7 +175,7 @@ def _track(options: Options, world: World, episode: Episode, films: list[Film]) 
     tracked = track_motion(
         world, chosen, used, times, settings, robots=robots, joints=recorded, plates=plates, progress=_ticker()
     )
-    return tracked, cameras
+    return tracked, cameras, filmed, films
 
 
 def _rows_at(episode: Episode, times: Tensor) -> Tensor:

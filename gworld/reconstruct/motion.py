@@ -20,6 +20,7 @@ from gworld.reconstruct.motion_base import refine_bases
 from gworld.reconstruct.motion_bodies import Bodies, bodies_of
 from gworld.reconstruct.motion_film import Film, Level, Plates, first_plates, levels_of, shot_at
 from gworld.reconstruct.motion_follow import BELIEVED, Given, find_start, follow, given_joints
+from gworld.reconstruct.motion_lens import straightened
 from gworld.reconstruct.motion_options import TrackOptions
 from gworld.reconstruct.motion_paint import clean_plates, link_colours, paint
 from gworld.reconstruct.motion_result import Looks, Tracked, fill_states, tracked_motion
@@ -83,7 +84,7 @@ def track_motion(
     if options.refine_cameras:
         first = np.stack([film.pictures[film.nearest(float(clock[0]))] for film in films]).astype(np.float32) / 255
         rig = refine_rig(first, cameras, options.rig)
-        cameras = rig.cameras
+        cameras, films = rig.cameras, straightened(films, cameras, rig.lenses) if options.rig.lens else films
         facts |= {"rig_matches": rig.matches, "rig_before_px": rig.before, "rig_after_px": rig.after}
     bodies = bodies_of(world, robots or {}, options)
     given = given_joints(bodies, clock, joints or {}, options)

@@ -7,6 +7,7 @@ would fit at every pitch), then one per patch, from which all poses are solved t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from gworld.errors import InputError
 from gworld.geometry import se3_exp
+from gworld.reconstruct.motion_dots import find_dots, shared_places
+from gworld.reconstruct.motion_lens import bent, unbent
 from gworld.scene.cameras import Cameras
 
 LEAST_CORRELATION = 0.55
@@ -25,6 +28,9 @@ ROUNDS = 3
 NOISE = 0.5
 """Pixels: how exactly a patch is found."""
 LARGEST_PICTURE = 1400
+DOT_ROUNDS = 2
+LENS_SIGMA, LENS_ROUNDS = (0.1, 0.1, 0.01, 0.01), 6
+"""How far off a lens is believed to be: k1, k2, and its middle in widths of the picture; rounds with finer patches."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,32 @@ class RigOptions:
     """How far off a given camera position is believed to be (metres)."""
     angle_sigma: float = 0.02
     """How far off a given camera rotation is believed to be (radians)."""
+    lens: bool = False
+    """Find the lenses too, which a calibration without distortion leaves out: bending, and the picture's middle."""
+    dots: float = 0.0
+    """Spacing of a square lattice of dark dots on the plane (the holes of an optical table; metres), 0 for none: with
+    it, distances and lenses are much surer."""
 
 
 @dataclass(frozen=True)
 class RigFit:
-    """Refined cameras, and how well the flat pictures agree: matches, median disagreement before and after (pixels)."""
+    """Refined cameras, lenses [C,4] (k1, k2, dx, dy as in `motion_lens`; zeros unless asked for), and how well the flat
+    pictures agree: matches, median disagreement before and after (pixels)."""
 
     cameras: Cameras
+    lenses: Float[Tensor, "C 4"]
     matches: int
     before: float
     after: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Guess:
+    """K [C,3,3], world_from_camera [C,4,4] and lenses [C,4] as far as they are known."""
+
+    K: Tensor
+    poses: Tensor
+    lenses: Tensor
 
 
 @dataclass(frozen=True)
@@ -69,21 +91,28 @@ def refine_rig(pictures: Float[ndarray, "C H W 3"], cameras: Cameras, options: R
     near the given ones where nothing binds them: the frame of the world is theirs. Raises `InputError` when the plane
     is not seen by two cameras.
     """
-    poses = cameras.world_from_camera.double()
+    guess = _Guess(cameras.K.double(), cameras.world_from_camera.double(), torch.zeros(len(cameras), 4).double())
     before, matches = np.inf, list[_Match]()
-    for number in range(ROUNDS):
-        matches = _match(pictures, cameras, poses, options, options.reach if number == 0 else options.patch / 12)
+    # Dots tell the lenses so much better than patches that these are left to find the poses alone.
+    rough = replace(options, lens=options.lens and not options.dots)
+    for number in range(LENS_ROUNDS if rough.lens else ROUNDS):
+        fine = replace(rough, patch=options.patch / 2) if number >= ROUNDS else rough
+        matches = _match(pictures, cameras, guess, fine, options.reach if number == 0 else fine.patch / 12)
         if sum(len(match.pixels[0]) for match in matches) < FEWEST_MATCHES:
             raise InputError(
                 "the cameras share too little of the plane to be refined on it. Give the plane of a textured table or "
                 "floor that at least two cameras see, or leave the cameras as they are."
             )
         if number == 0:
-            before = _disagreement(matches, cameras, poses, options.plane)
-        poses = _solve(matches, cameras, poses, options)
-    after = _disagreement(matches, cameras, poses, options.plane)
+            before = _disagreement(matches, guess, options.plane)
+        guess = _solve(matches, cameras, guess, rough)
+    if options.dots:
+        guess = _solve_dots(pictures, cameras, guess, options)
+        matches = _match(pictures, cameras, guess, options, options.patch / 12)
+    after = _disagreement(matches, guess, options.plane)
     count = sum(len(match.pixels[0]) for match in matches)
-    return RigFit(replace(cameras, world_from_camera=poses.to(cameras.world_from_camera)), count, before, after)
+    refined = replace(cameras, world_from_camera=guess.poses.to(cameras.world_from_camera))
+    return RigFit(refined, guess.lenses, count, before, after)
 
 
 def plane_points(
@@ -96,12 +125,10 @@ def plane_points(
     return eye - rays * ((plane[:3] @ eye + plane[3]) / (rays @ plane[:3]))[:, None]
 
 
-def _match(pictures: ndarray, cameras: Cameras, poses: Tensor, options: RigOptions, reach: float) -> list[_Match]:
+def _match(pictures: ndarray, cameras: Cameras, guess: _Guess, options: RigOptions, reach: float) -> list[_Match]:
     """Patches of each pair of cameras whose flat pictures correlate; the pair's own shift is searched first."""
-    sheet, pitch = _sheet(cameras, poses, options.plane)
-    flat, seen, pixels = zip(
-        *(_flatten(pictures[c], cameras.K[c], poses[c], sheet) for c in range(len(cameras))), strict=True
-    )
+    sheet, pitch = _sheet(cameras, guess.poses, options.plane)
+    flat, seen, pixels = zip(*(_flatten(pictures[c], guess, c, sheet) for c in range(len(cameras))), strict=True)
     side, far = max(8, round(options.patch / pitch)), max(2, round(reach / pitch))
     matches = []
     for first in range(len(cameras)):
@@ -136,9 +163,7 @@ def _sheet(cameras: Cameras, poses: Tensor, plane: tuple[float, ...]) -> tuple[F
     if not all(map(len, found)):
         raise InputError("a camera does not see the plane on which the cameras are to be refined. Check its sign.")
     pitch = 0.8 * float(torch.cat(sizes).median())
-    normal = level[:3]
-    across = torch.linalg.cross(normal, torch.eye(3, dtype=torch.float64)[int(normal.abs().argmin())])
-    axes = torch.stack([across / across.norm(), torch.linalg.cross(normal, across / across.norm())])
+    normal, axes = level[:3], _axes(level)
     flat = [points @ axes.T for points in found]
     low = torch.stack([part.amin(0) for part in flat]).sort(dim=0).values[1 if len(flat) > 1 else 0]
     high = torch.stack([part.amax(0) for part in flat]).sort(dim=0).values[-2 if len(flat) > 1 else -1]
@@ -150,13 +175,15 @@ def _sheet(cameras: Cameras, poses: Tensor, plane: tuple[float, ...]) -> tuple[F
     return (u[..., None] * axes[0] + v[..., None] * axes[1] - normal * level[3]).numpy(), pitch
 
 
-def _flatten(picture: ndarray, K: Tensor, pose: Tensor, sheet: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+def _flatten(picture: ndarray, guess: _Guess, camera: int, sheet: ndarray) -> tuple[ndarray, ndarray, ndarray]:
     """A picture laid on the sheet (float32, 0..1), where it is seen, and the pixel of each point."""
     import cv2
 
+    K, pose = guess.K[camera], guess.poses[camera]
     local = (sheet - pose[:3, 3].numpy()) @ pose[:3, :3].numpy()
-    image = local @ K.double().numpy().T
-    pixels = image[..., :2] / np.where(np.abs(image[..., 2:]) < 1e-9, 1e-9, image[..., 2:])
+    image = local @ K.numpy().T
+    flat = image[..., :2] / np.where(np.abs(image[..., 2:]) < 1e-9, 1e-9, image[..., 2:])
+    pixels = bent(torch.from_numpy(flat), K, guess.lenses[camera]).numpy()
     height, width = picture.shape[:2]
     seen = (local[..., 2] > 0) & (pixels > 0.5).all(-1) & (pixels < (width - 0.5, height - 0.5)).all(-1)
     where = np.where(seen[..., None], pixels - 0.5, -1).astype(np.float32)
@@ -210,42 +237,97 @@ def _sample(values: ndarray, places: ndarray) -> ndarray:
     return top * (1 - weight[:, 0]) + low * weight[:, 0]
 
 
-def _gaps(matches: list[_Match], cameras: Cameras, poses: Tensor, plane: tuple[float, ...]) -> Float[Tensor, "M 2"]:
+def _gaps(matches: list[_Match], guess: _Guess, plane: tuple[float, ...]) -> Float[Tensor, "M 2"]:
     """Each match carried by the plane from one camera to the other, minus where it was found there (pixels).
 
     Pixels, not metres on the plane: those shrink when all cameras come nearer to it.
     """
-    level, K = torch.tensor(plane, dtype=torch.float64), cameras.K.double()
-    gaps = []
+    level, gaps = torch.tensor(plane, dtype=torch.float64), []
     for match in matches:
         ends = [
             (camera, torch.from_numpy(pixels))
             for camera, pixels in zip((match.first, match.second), match.pixels, strict=True)
         ]
         for (one, here), (two, there) in (ends, ends[::-1]):
-            points = plane_points(here, K[one], poses[one], level)
-            local = (points - poses[two][:3, 3]) @ poses[two][:3, :3] @ K[two].T
-            gaps.append(local[:, :2] / local[:, 2:] - there)
+            points = plane_points(unbent(here, guess.K[one], guess.lenses[one]), guess.K[one], guess.poses[one], level)
+            local = (points - guess.poses[two][:3, 3]) @ guess.poses[two][:3, :3] @ guess.K[two].T
+            gaps.append(bent(local[:, :2] / local[:, 2:], guess.K[two], guess.lenses[two]) - there)
     return torch.cat(gaps)
 
 
-def _disagreement(matches: list[_Match], cameras: Cameras, poses: Tensor, plane: tuple[float, ...]) -> float:
-    return float(_gaps(matches, cameras, poses, plane).norm(dim=-1).median())
+def _disagreement(matches: list[_Match], guess: _Guess, plane: tuple[float, ...]) -> float:
+    return float(_gaps(matches, guess, plane).norm(dim=-1).median())
 
 
-def _solve(matches: list[_Match], cameras: Cameras, poses: Tensor, options: RigOptions) -> Tensor:
+def _solve(matches: list[_Match], cameras: Cameras, guess: _Guess, options: RigOptions) -> _Guess:
+    def residual(guess: _Guess, _: Tensor) -> ndarray:
+        return _gaps(matches, guess, options.plane).numpy().ravel()
+
+    return _least(residual, cameras, guess, options)
+
+
+def _solve_dots(pictures: ndarray, cameras: Cameras, guess: _Guess, options: RigOptions) -> _Guess:
+    """Poses and lenses at which the dots of all cameras are one lattice; raises `InputError` where there is none."""
+    level = torch.tensor(options.plane, dtype=torch.float64)
+    axes = _axes(level)
+    pixels = [torch.from_numpy(find_dots(picture)) for picture in pictures]
+    for _ in range(DOT_ROUNDS):
+        flat = []
+        for camera, spots in enumerate(pixels):
+            K, pose = guess.K[camera], guess.poses[camera]
+            points = plane_points(unbent(spots, K, guess.lenses[camera]), K, pose, level)
+            ahead = ((points - pose[:3, 3]) @ pose[:3, 2] > 0)[:, None]
+            flat.append(torch.where(ahead, points @ axes.T, 1e3).numpy())
+        found, placed = shared_places(flat, options.dots)
+        if sum(len(rows) > 0 for rows, _ in found) < 2:
+            raise InputError(
+                f"no lattice of dots {1000 * options.dots:g} mm apart is seen by two cameras. Check --rig.dots, or "
+                "leave it out."
+            )
+
+        def residual(guess: _Guess, shift: Tensor, found: list = found, placed: Tensor = placed) -> ndarray:
+            angle, gaps = placed[0] + shift[0] / 10, []
+            turn = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()]).reshape(2, 2) * options.dots
+            for camera, (rows, places) in enumerate(found):
+                spots = torch.from_numpy(places) @ turn + placed[1:] + shift[1:] / 100
+                local = (spots @ axes - level[:3] * level[3] - guess.poses[camera][:3, 3]) @ guess.poses[camera][:3, :3]
+                local = local @ guess.K[camera].T
+                shown = bent(local[:, :2] / local[:, 2:], guess.K[camera], guess.lenses[camera])
+                gaps.append((shown - pixels[camera][rows]).numpy().ravel())
+            return np.concatenate(gaps)
+
+        guess = _least(residual, cameras, guess, options, 3)
+    return guess
+
+
+def _axes(level: Tensor) -> Float[Tensor, "2 3"]:
+    """Two directions along a plane."""
+    normal = level[:3]
+    across = torch.linalg.cross(normal, torch.eye(3, dtype=torch.float64)[int(normal.abs().argmin())])
+    return torch.stack([across / across.norm(), torch.linalg.cross(normal, across / across.norm())])
+
+
+def _least(
+    gaps: Callable[[_Guess, Tensor], ndarray], cameras: Cameras, guess: _Guess, options: RigOptions, more: int = 0
+) -> _Guess:
+    """The poses, and lenses if they are to be found, of the least gaps (pixels), near the given ones; `more` numbers
+    are free."""
     from scipy.optimize import least_squares
 
     sigma = torch.tensor([options.distance_sigma] * 3 + [options.angle_sigma] * 3, dtype=torch.float64)
-    given = cameras.world_from_camera.double()
+    lens_sigma = torch.tensor(LENS_SIGMA).double() * torch.tensor([1.0, 1.0, cameras.width, cameras.width]).double()
+    given, count = cameras.world_from_camera.double(), 6 * len(cameras)
+    lenses = 4 * len(cameras) if options.lens else 0
 
-    def moved(flat: ndarray) -> Tensor:
-        return given @ se3_exp(torch.from_numpy(flat).reshape(-1, 6) * sigma)
+    def moved(free: Tensor) -> _Guess:
+        bend = free[count : count + lenses].reshape(-1, 4) * lens_sigma if options.lens else guess.lenses
+        return _Guess(guess.K, given @ se3_exp(free[:count].reshape(-1, 6) * sigma), bend)
 
     def residual(flat: ndarray) -> ndarray:
-        gaps = _gaps(matches, cameras, moved(flat), options.plane).numpy().ravel() / NOISE
+        free = torch.from_numpy(flat)
+        off = gaps(moved(free), free[count + lenses :]) / NOISE
         # least_squares is robust on each number; what binds the poses to the given ones must stay quadratic.
-        return np.concatenate([np.sign(gaps) * np.sqrt(2 * (np.sqrt(1 + np.square(gaps) / 4) - 1)) * 2, flat])
+        return np.concatenate([np.sign(off) * np.sqrt(2 * (np.sqrt(1 + np.square(off) / 4) - 1)) * 2, flat])
 
-    start = np.zeros(6 * len(cameras))
-    return moved(least_squares(residual, start, x_scale=1.0, max_nfev=60).x)
+    found = least_squares(residual, np.zeros(count + lenses + more), x_scale=1.0, max_nfev=60)
+    return moved(torch.from_numpy(found.x))

@@ -4,7 +4,8 @@ python scripts/examples/04_track_recording.py DATA OUT [--end SECONDS] [--hold-o
 
 DATA holds the folder `embodied_gaussians` of github.com/bdaiinstitute/embodied_gaussians: three videos with the
 times of their frames, a calibration, the plane of the table, the block as Gaussians, the robot's URDF. Nobody recorded
-joints: the first ones are given by hand, all others are found by looking. Each step is one command, printed before it
+joints: the first ones are given, all others are found by looking. The calibration leaves the lenses out: they are
+found on the holes of the table. Each step is one command, printed before it
 runs; with your own recording, only paths and first poses change. OUT/world is then what `gworld simulate` and `gworld
 train dynamics` take, OUT/episodes what was tracked.
 """
@@ -14,34 +15,19 @@ import json
 import shlex
 from pathlib import Path
 
-import torch
-
+from gworld.bench.track_real import HOLES, HOME, MODEL, STAND, STRAIGHT_START, read_block
 from gworld.cli.main import main
 from gworld.formats.registry import write
-from gworld.geometry import pose_from_transform
-from gworld.scene.gaussians import Gaussians
-from gworld.scene.harmonics import sh_from_rgb
 
-HOME = "embodied_gaussians/examples/embodied_environments/pusht_embodied"
-START = (-0.675, -1.08, 1.565, -2.475, 1.27, 1.96, 0.95)
 STEP = "0.0365"
 """Every other picture."""
 
 
 def block(source: Path, out: Path) -> list[str]:
     """Write the block as a splat file; return its first pose as words."""
-    data = json.loads(source.read_text(encoding="utf-8"))
-    given = {name: torch.tensor(values).float() for name, values in data["gaussians"].items()}
-    gaussians = Gaussians(
-        means=given["means"],
-        quats_wxyz=given["quats"],
-        log_scales=given["scales"].log(),
-        opacity_logits=given["opacities"].clamp(0.05, 0.99).logit(),
-        sh=sh_from_rgb(given["colors"].flip(-1))[:, None],  # stored blue first
-        links=torch.zeros(len(given["means"]), dtype=torch.int32),
-    )
+    gaussians, pose = read_block(source)
     write(gaussians, out, overwrite=True)
-    return [f"{value:.6f}" for value in pose_from_transform(torch.tensor(data["X_WB"], dtype=torch.float64)).tolist()]
+    return [f"{value:.6f}" for value in pose]
 
 
 def commands(data: Path, out: Path, end: float | None, hold_out: str) -> list[list[str]]:
@@ -52,17 +38,19 @@ def commands(data: Path, out: Path, end: float | None, hold_out: str) -> list[li
     plane = json.loads((home / "environment/ground_plane.json").read_text(encoding="utf-8"))["plane"]
     place = block(home / "objects/tblock.json", out / "tblock.ply")
     static, held, whole = str(out / "static"), str(out / "held"), str(out / "bound")
-    joints = [f"panda_joint{number}={value}" for number, value in enumerate(START, 1)]
+    joints = [f"panda_joint{number}={value}" for number, value in enumerate(STRAIGHT_START[:-1], 1)]
     calibration = str(home / "sample_demos/0/cameras.json")
-    table = [str(value) for value in plane]
+    rig = [*map(str, plane), "--rig.lens", "--rig.dots", str(HOLES)]
+    again = [word.replace("--rig", "--track.rig") for word in rig]
     return [
-        ["backdrop", *footage, "--cameras", calibration, "--refine-cameras", "--rig.plane", *table, "--out", static],
+        ["backdrop", *footage, "--cameras", calibration, "--refine-cameras", "--rig.plane", *rig, "--out", static],
         ["bind", static, "--object", str(out / "tblock.ply"), "--name", "tblock", "--base", *place, "--out", held],
-        ["bind", held, "--robot", str(data / "embodied_gaussians/robot/panda.urdf"), "--name", "panda", "--out", whole,
-         "--joints", *joints, "--skin.per-square-metre", "6000"],
-        ["track", whole, *footage, "--step", STEP, "--out", str(out / "episodes"), "--world-out", str(out / "world"),
+        ["bind", held, "--robot", str(data / MODEL), "--name", "panda", "--out", whole,
+         "--base", *map(str, STAND), "--joints", *joints, "--skin.per-square-metre", "6000"],
+        ["track", whole, *footage, "--cameras", calibration, "--track.refine-cameras", "--step", STEP,
+         "--out", str(out / "episodes"), "--world-out", str(out / "world"),
          "--colours", "panda=0.92,0.85,0.8", "--track.objects", "planar", "--track.hold", "panda_finger_joint1",
-         "--track.search", "0", "--track.reach", "0.12", "--track.stride", "3", "--track.rig.plane", *table,
+         "--track.search", "0", "--track.reach", "0.12", "--track.stride", "3", "--track.rig.plane", *again,
          *(["--end", str(end)] if end else []), *(["--hold-out", hold_out] if hold_out else [])],
     ]  # fmt: skip
 
