@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gworld.data.simulated import film_trace, simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions, open_scene
+from gworld.data.simulators import open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_push import OBJECT_HEIGHT
 from gworld.data.simulators_world import write_models
 from gworld.data.store import EpisodeWriter

@@ -18,7 +18,7 @@ from gworld.capture.boards import parse_board
 from gworld.cli import bind, record
 from gworld.cli.bind_base import FindBase
 from gworld.data.shapes import box, plain
-from gworld.data.simulators import SceneOptions
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.store import EpisodeWriter
 from gworld.dynamics.saved import load_model
 from gworld.errors import InputError, MissingBackendError, UsageError

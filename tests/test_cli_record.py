@@ -18,7 +18,8 @@ pytest.importorskip("mujoco", reason="MuJoCo is not installed; pip install 'gwor
 
 from gworld.cli.main import main
 from gworld.data.clips import read_frames
-from gworld.data.simulators import SceneOptions, open_scene
+from gworld.data.simulators import open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.store import episode_folder, open_episodes, read_episode
 from gworld.data.truth import read_depth, read_links, write_truth
 from gworld.errors import InputError, MissingBackendError

@@ -12,7 +12,8 @@ pytest.importorskip("mujoco", reason="MuJoCo is not installed; pip install 'gwor
 
 from gworld.data.behaviours import NAMES, draw_behaviours, make_source, parse_policy
 from gworld.data.simulated import restore_step, run_trace, simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions, Simulation, open_scene
+from gworld.data.simulators import Simulation, open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.errors import InputError, MissingBackendError, UsageError
 from gworld.geometry import invert_transform, transform_from_pose
 from gworld.scene.episode import Behaviour

@@ -11,8 +11,8 @@ pytest.importorskip("mujoco", reason="MuJoCo is not installed; pip install 'gwor
 os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control reads it once, when it is first imported
 
 from gworld.data.simulated import simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions
 from gworld.data.simulators_gym import open_simulation
+from gworld.data.simulators_options import SceneOptions
 from gworld.errors import GWorldError, InputError, MissingBackendError, UsageError
 
 SMALL = SceneOptions(width=80, height=60, cameras=7)

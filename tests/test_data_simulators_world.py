@@ -14,9 +14,10 @@ from gworld.agents.actions import apply_action, rest_agent
 from gworld.agents.kinematics import forward_kinematics
 from gworld.agents.skeleton import read_robot
 from gworld.agents.tree import link_index, subtree
-from gworld.data.simulators import SceneOptions, open_scene
+from gworld.data.simulators import open_scene
 from gworld.data.simulators_gym import open_simulation
 from gworld.data.simulators_models import PosedModel
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import scene_world, write_models
 from gworld.errors import InputError, MissingBackendError
 from gworld.geometry import transform_from_pose

@@ -14,7 +14,8 @@ from torch import Tensor
 from gworld.agents.skeleton import read_robot
 from gworld.agents.tree import Skeleton, subtree
 from gworld.capture.boards import parse_board
-from gworld.data.simulators import SceneOptions, open_scene
+from gworld.data.simulators import open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import scene_world, write_models
 from gworld.errors import InputError, MissingBackendError
 from gworld.geometry import invert_transform, quat_from_matrix, rotvec_from_quat, se3_exp, transform_from_pose

@@ -18,7 +18,8 @@ from gworld.simulate.cast import CHOICES, draw_kind, parse_mix
 from gworld.simulate.demos import SHIFT, cut_material, material_state
 from gworld.simulate.diversity import Tally, cells_of, empty_spots, make_gauge, measure_episodes
 from gworld.simulate.generate import Job, Maker, Recipe, hardest_step, recipe_digest
-from gworld.simulate.plausible import Clearance, Limits
+from gworld.simulate.options import Limits
+from gworld.simulate.plausible import Clearance
 from gworld.simulate.variation import Look, Physics, Variation
 from tests.test_simulate_plausible import table_world
 

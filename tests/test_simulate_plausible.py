@@ -13,8 +13,9 @@ from gworld.errors import InputError, UsageError
 from gworld.scene.gaussians import join_gaussians
 from gworld.scene.links import Link
 from gworld.scene.world import ActionSpec, Entity, World
-from gworld.simulate.plausible import Clearance, Limits, judge
-from gworld.simulate.starts import StartOptions, draw_start
+from gworld.simulate.options import Limits, StartOptions
+from gworld.simulate.plausible import Clearance, judge
+from gworld.simulate.starts import draw_start
 from gworld.simulate.stepper import agent_bodies
 from tests.acting import on_link
 

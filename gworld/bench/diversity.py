@@ -13,7 +13,8 @@ import torch
 from gworld.bench.catalogue import BenchInput
 from gworld.bench.rows import Row, at_least, at_most
 from gworld.data.simulated import simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions, Simulation, open_scene
+from gworld.data.simulators import Simulation, open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import scene_world
 from gworld.data.store import open_episodes, read_episode
 from gworld.dynamics.baselines import ConstantVelocity

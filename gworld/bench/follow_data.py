@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gworld.data.simulated import Trace, run_trace, simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions, Simulation, SimulatorState, open_scene
+from gworld.data.simulators import Simulation, SimulatorState, open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import scene_world
 from gworld.dynamics.actuation import Drive
 from gworld.dynamics.drives import world_drives

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.data.simulated import Trace, film_trace, simulate_episode, trace_episode
-from gworld.data.simulators import SceneOptions, Simulation, SimulatorState, open_scene
+from gworld.data.simulators import Simulation, SimulatorState, open_scene
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import scene_world
 from gworld.dynamics.saved import load_model
 from gworld.dynamics.state import Motion, motion_from_poses, twists_between

@@ -18,8 +18,9 @@ from gworld.agents.skinning import SkinOptions, skin_robot
 from gworld.agents.surfaces import shape_surfaces
 from gworld.agents.tree import Skeleton
 from gworld.bench.rows import Row, at_least
-from gworld.data.simulators import SceneOptions, open_scene
+from gworld.data.simulators import open_scene
 from gworld.data.simulators_models import PosedModel
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_world import write_models
 from gworld.geometry import transform_from_pose
 from gworld.render.api import RenderOptions

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gworld.cli.options import print_json, say, ticker
 from gworld.errors import UsageError
-from gworld.simulate.plausible import Limits
-from gworld.simulate.starts import StartOptions
+from gworld.simulate.options import Limits, StartOptions
 
 if TYPE_CHECKING:
     from gworld.simulate.generate import Recipe

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gworld.cli.options import print_json, say, ticker
-from gworld.data.simulators import SceneOptions
+from gworld.data.simulators_options import SceneOptions
 from gworld.errors import UsageError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import tyro
 from gworld.cli.options import print_json, say
 from gworld.errors import InputError, UsageError
 from gworld.files import refuse_existing
-from gworld.render.api import BackendName
+from gworld.render.names import BackendName
 
 if TYPE_CHECKING:
     from torch import Tensor

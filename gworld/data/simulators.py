@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from gworld.data.simulators_driver import SceneDriver, links_below, mujoco_library, own_joints, scene_cameras
 from gworld.data.simulators_mjcf import AGENT_NAMES, AgentPlan, Blueprint, Goal
+from gworld.data.simulators_options import SceneOptions
 from gworld.errors import InputError, UsageError
 from gworld.scene.cameras import Cameras
 from gworld.scene.links import IDENTITY_POSE, Link
@@ -25,38 +26,6 @@ if TYPE_CHECKING:
 SCENES = {"push": "push_scene", "arms": "arms_scene", "street": "street_scene"}
 SUBSTEP = 0.005
 """The longest step of the physics in seconds."""
-
-
-@dataclass(frozen=True)
-class SceneOptions:
-    """What a scene holds and how it is watched."""
-
-    agents: int = 2
-    """How many agents act, 1 to 6."""
-    objects: int = 3
-    """How many loose objects there are, 0 to 8."""
-    fps: float = 20.0
-    """Actions, states and frames per second."""
-    cameras: int = 3
-    """Fixed cameras around the scene."""
-    ego: bool = False
-    """One more camera on each agent (a wrist, a windscreen) where the scene has a place for it."""
-    width: int = 320
-    """Width of the pictures in pixels."""
-    height: int = 240
-    """Height of the pictures in pixels."""
-    layout: int = 0
-    """Draws sizes, colours and patterns; 0 is the plain scene."""
-    vary: float = 0.0
-    """Masses and frictions of the objects change from episode to episode by up to this factor's power of e."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no scene can hold."""
-        limits = {"agents": (1, 6), "objects": (0, 8), "cameras": (0, 64), "fps": (1, 200), "vary": (0, 3)}
-        limits |= {"width": (16, 4096), "height": (16, 4096)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise UsageError(f"{name} {getattr(self, name)} was asked for; {low} to {high} is possible.")
 
 
 class SimulatorState(NamedTuple):
@@ -277,7 +246,7 @@ class Simulation:
         np.add.at(self._force, (bodies[:, 0], bodies[:, 1]), force)
 
 
-def open_scene(name: str, options: SceneOptions = SceneOptions()) -> Simulation:
+def open_scene(name: str, options: SceneOptions = SceneOptions()) -> Simulation:  # noqa: B008 (frozen)
     """Build one of our own scenes (`push`, `arms`, `street`) at the start of seed 0.
 
     Raises `UsageError` for an unknown name and `MissingBackendError` where MuJoCo is not installed.

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from gworld.data.simulators import Actor, SceneOptions, Simulation, links_below, open_scene
+from gworld.data.simulators import Actor, Simulation, links_below, open_scene
 from gworld.data.simulators_driver import mujoco_library, own_joints
 from gworld.data.simulators_mjcf import Goal
+from gworld.data.simulators_options import SceneOptions
 from gworld.data.simulators_rigid import model_cameras
 from gworld.errors import InputError, MissingBackendError, UsageError
 from gworld.scene.world import ActionSpec

@@ -33,9 +33,10 @@ from gworld.simulate.cast import Cast, Seeker, draw_kind, goal_for, parse_mix
 from gworld.simulate.demos import Material, disturbed, material_state
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.learned import Learned, open_stepper
-from gworld.simulate.plausible import Clearance, Limits, Verdict, judge
+from gworld.simulate.options import Limits, StartOptions
+from gworld.simulate.plausible import Clearance, Verdict, judge
 from gworld.simulate.policies import Policy, PolicyInput
-from gworld.simulate.starts import StartOptions, draw_start
+from gworld.simulate.starts import draw_start
 from gworld.simulate.stepper import Kinematics, Stepper
 from gworld.simulate.tasks import Judged
 from gworld.simulate.variation import Variation

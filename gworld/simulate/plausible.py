@@ -11,35 +11,14 @@ from torch import Tensor
 from gworld.dynamics.contact import field_distance
 from gworld.dynamics.shapes import OPAQUE
 from gworld.dynamics.tokens import Scene, compile_scene, shape_values
-from gworld.errors import UsageError
 from gworld.scene.world import World
+from gworld.simulate.options import Limits
 
 FAR = 1e6
 POINTS = 256
 """Points on a body whose distances from others are looked up."""
 CHUNK = 1 << 21
 """Points whose distances are looked up at once."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a rollout may do before it is thrown away."""
-
-    penetration: float = 0.01
-    """Metres that bodies may be in each other or below what they stand on, beyond what they are where they rest."""
-    speed: float = 5.0
-    """The fastest that any link may move, m/s."""
-    outside: float = 0.1
-    """Metres that bodies may be beyond the box of the scene."""
-    untouched: float = 0.02
-    """Metres that an object may move without anything coming near it."""
-    doubt: float = 0.2
-    """Metres by which an object's place may differ between runs from a slightly different start."""
-
-    def __post_init__(self) -> None:
-        """Refuse limits that nothing keeps."""
-        if not all(value > 0 for value in (self.penetration, self.speed, self.outside, self.untouched, self.doubt)):
-            raise UsageError(f"the limits {self} cannot be kept; all are above 0.")
 
 
 @dataclass(frozen=True)

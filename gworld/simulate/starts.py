@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.agents.kinematics import clamp_values, value_limits
-from gworld.errors import InputError, UsageError
+from gworld.errors import InputError
 from gworld.geometry import matrix_from_quat, quat_from_rotvec
 from gworld.scene.world import Entity, World
 from gworld.simulate.compose import upward
+from gworld.simulate.options import StartOptions
 from gworld.simulate.plausible import FAR, Clearance
 from gworld.simulate.stepper import AgentBody, links_of, read_state
 
@@ -23,29 +24,12 @@ DRAWN = 24
 AGAIN = 40
 
 
-@dataclass(frozen=True)
-class StartOptions:
-    """How far from where the world has them things begin."""
-
-    objects: float = 1.0
-    """How much of the room that there is objects are spread over, 0 to 1; each turns about the vertical too."""
-    joints: float = 0.5
-    """How much of their range joints are spread over, about where they are, 0 to 1."""
-    gap: float = 0.01
-    """Metres at least between bodies."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        if not (0 <= self.objects <= 1 and 0 <= self.joints <= 1 and 0 <= self.gap < 10):
-            raise UsageError(f"the start {self} cannot be drawn; parts from 0 to 1 and a gap of 0 or more fit.")
-
-
 def draw_start(
     world: World,
     clearance: Clearance,
     bodies: Mapping[str, AgentBody],
     rng: np.random.Generator,
-    options: StartOptions = StartOptions(),
+    options: StartOptions = StartOptions(),  # noqa: B008 (frozen)
     near: tuple[float, float] | None = None,
 ) -> Float[Tensor, "L 4 4"]:
     """Poses of all links in which no two bodies overlap or are nearer than `options.gap`.
