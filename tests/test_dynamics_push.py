@@ -16,6 +16,7 @@ from gworld.dynamics.actuation import KINDS, Actuation, Drive, Joints, _approach
 from gworld.dynamics.contact import Bodies, Contacts
 from gworld.dynamics.impulses import Matter, Response, gives_along, solve_contacts, spread_impulses
 from gworld.dynamics.linkage import Linkage, body_changes, joint_changes
+from gworld.dynamics.materials import Nature, friction_of
 from gworld.dynamics.network import Dynamics, NetworkConfig, bodies_of
 from gworld.dynamics.recordings import Recordings, cut_batch
 from gworld.dynamics.rollout import predict_poses, roll_motion
@@ -70,6 +71,34 @@ def test_nothing_drifts_without_action(pushed: tuple[Recordings, Dynamics]) -> N
         *_, last = roll_motion(model, batch.scene, batch.start, null, 100, data.drives)
     assert (last.world_from_link - first).abs().max() < 1e-4
     assert torch.isfinite(last.world_from_link).all()
+
+
+def test_what_is_pressed_against_a_wall_stays_in_front_of_it(pushed: tuple[Recordings, Dynamics]) -> None:
+    """A pusher presses a box into the rim: many points touch, and hold each other."""
+    data, _ = pushed
+    batch = cut_batch(data, torch.tensor([[0, 2]]), 1)
+    poses, wall = batch.start.world_from_link.clone(), 0.6
+    poses[0, 5:, :3, 3] = torch.tensor([[0.4, 0.0, 0.02], [0.0, wall - 0.0475, 0.02], [-0.4, 0.0, 0.02]])
+    poses[0, 5:, :3, :3] = torch.eye(3)
+    memory = {name: torch.zeros_like(value) for name, value in batch.start.memory.items()}
+    memory["left"][0, :2] = torch.tensor([0.0, 0.471])
+    start = replace(batch.start, world_from_link=poses, twists=torch.zeros_like(batch.start.twists), memory=memory)
+    told = {"left": torch.tensor([0.0, 0.4]).expand(1, 20, 2), "right": torch.zeros(1, 20, 2)}
+    shipped = load_model(Path(__file__).parents[1] / "assets" / "dynamics" / "push")
+    with torch.no_grad():
+        *_, last = roll_motion(shipped, batch.scene, start, told, 20, data.drives)
+    box = last.world_from_link[0, 6, :3, 3]
+    assert abs(float(box[1]) - poses[0, 6, 1, 3]) < 5e-3
+    assert 0.465 < float(last.world_from_link[0, 2, 1, 3]) < 0.48
+
+
+def test_of_two_grips_the_learned_mix_says_which_counts() -> None:
+    nature = Nature(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[0.1, 0.3]]), torch.zeros(()))
+    one, other = torch.tensor([0]), torch.tensor([1])
+    for mix, friction in ((0.0, 0.4), (1.0, 0.6), (-1.0, 0.2)):
+        told = replace(nature, mix=torch.tensor(mix))
+        assert float(friction_of(told, one, other)) == pytest.approx(friction)
+        assert float(friction_of(told, other, one)) == pytest.approx(friction)
 
 
 @pytest.mark.parametrize("floor", [(9e-5, -1e-4, 1.0, 3e-3), (3e-3, -1e-3, 0.999995, 1.4e-3)])

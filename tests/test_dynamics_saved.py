@@ -13,7 +13,7 @@ from gworld.cli import main as cli
 from gworld.data.laws import draw_trials
 from gworld.dynamics.baselines import ConstantVelocity, Copy, Plain, PlainConfig
 from gworld.dynamics.judge import validate
-from gworld.dynamics.network import Dynamics
+from gworld.dynamics.network import Dynamics, model_from, save_values
 from gworld.dynamics.saved import load_model, save_model
 from gworld.errors import InputError, UsageError
 
@@ -28,6 +28,15 @@ def test_a_model_is_the_same_after_a_round_trip(tmp_path: Path) -> None:
         assert torch.equal(value, again.state_dict()[name])
     with pytest.raises(UsageError, match="exists"):
         save_model(model, tmp_path / "model")
+
+
+def test_a_model_from_before_grips_were_mixed_does_as_it_did() -> None:
+    model = Dynamics()
+    older = {f"model.{name}": value for name, value in model.state_dict().items() if name != "materials.mix"}
+    again = model_from(save_values(model), older)
+    assert float(again.materials.mix.detach()) == 0.0
+    with pytest.raises(InputError, match="not those of its network"):
+        model_from(save_values(model), {n: v for n, v in older.items() if n != "model.materials.grip"})
 
 
 def test_a_damaged_or_missing_model_is_refused(tmp_path: Path) -> None:

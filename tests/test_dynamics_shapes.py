@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,35 @@ def test_a_cylinder_is_no_ball_and_has_its_volume() -> None:
     solid = solid_from_gaussians(cylinder(0.05, 0.04, 0.003, GREY))
     assert solid.radius == 0.0
     assert solid.volume == pytest.approx(np.pi * 0.05**2 * 0.04, rel=0.04)
+
+
+def test_gaussians_a_little_inside_and_past_each_other_at_rims_make_the_same_solid() -> None:
+    """As fits find them: a disc's side and caps end within the surface, and past each other where they meet."""
+    inset, radius, half = 0.0018, 0.065, 0.02
+    full = cylinder(radius, 2 * half, 0.005, GREY)
+    side = full.means[:, :2].norm(dim=1) > radius - 1e-4
+    at = full.means.clone()
+    at[side, :2] *= (radius - inset) / radius
+    at[~side, 2] *= (half - inset) / half
+    solid = solid_from_gaussians(replace(full, means=at))
+    assert solid.field is not None and solid.low is not None
+    ticks = np.stack(np.meshgrid(*(np.arange(solid.field.shape[0]),) * 3, indexing="ij"), -1) * solid.cell
+    ticks = ticks + (solid.low + solid.center).numpy()
+    far, field = np.linalg.norm(ticks[..., :2], axis=-1) - radius + inset, solid.field.numpy()
+    beside = (np.abs(ticks[..., 2]) < half - 3 * inset) & (far > -0.002) & (far < 0.01)
+    assert np.abs(field - far)[beside].max() < 3e-4
+    points = (solid.points + solid.center).numpy()
+    assert (np.linalg.norm(points[:, :2], axis=1) - radius + inset).max() < 1.5e-3
+    assert (np.abs(points[:, 2]) - half + inset).max() < 1.5e-3
+
+
+def test_gaussians_within_a_solid_make_no_surface_there() -> None:
+    """Parts that overlap: a rod that reaches into a ball keeps its Gaussians inside it."""
+    ball, rod = sphere(0.03, 0.004, GREY, (0.0, 0.0, 0.05)), cylinder(0.03, 0.1, 0.004, GREY)
+    solid = solid_from_gaussians(join_gaussians([rod, ball]))
+    assert solid.field is not None and solid.low is not None
+    at = np.rint((np.array([0.0, 0.0, 0.045]) - (solid.low + solid.center).numpy()) / solid.cell).astype(int)
+    assert float(solid.field[tuple(at)]) < -0.02
 
 
 def test_the_table_top_carries_what_stands_on_it() -> None:

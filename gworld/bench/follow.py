@@ -43,9 +43,9 @@ class Effort:
 
     episodes: int = 60
     tests: int = 8
-    steps: int = 60
+    steps: int = 0
     alone: int = 300
-    contact: int = 60
+    contact: int = 120
     seconds: tuple[float, ...] = SECONDS
 
 
@@ -74,7 +74,7 @@ def learn_stage(stage: Stage, effort: Effort, seed: int, out: Path | None = None
     data = stage_recordings(stage, act(stage, "mixed", range(100, 100 + effort.episodes), 6.0))
     learn, judge = split_recordings(data, 0.15, torch.Generator().manual_seed(seed))
     length = float(data.scene.scale.mean())
-    model = Dynamics(NetworkConfig(substeps=4, support=True, residual=False, length=length, seed=seed))
+    model = Dynamics(NetworkConfig(substeps=4, sweeps=32, support=True, residual=False, length=length, seed=seed))
     config = TrainConfig(
         steps=effort.steps, batch=12, horizons=(2, 4, 8), rate=0.01, noise=0.0, alone=effort.alone, every=20,
         patience=100, contact=ContactConfig(steps=effort.contact, seed=seed), seed=seed,

@@ -53,7 +53,8 @@ class Candidates:
 @dataclass(frozen=True)
 class Contacts:
     """Q contacts: bodies, normal [Q,3] from b to a, levers [Q,3] from each centre of mass to the point of contact at
-    its instant, gap [Q] m (0, or less where bodies overlap), and when in the substep [Q] (seconds)."""
+    its instant, gap [Q] m then (of points: at the substep's start), and when in the substep [Q] (seconds; of points 0:
+    many touch at once and hold each other, so each is asked to close no more than its gap)."""
 
     a: Int[Tensor, " Q"]
     b: Int[Tensor, " Q"]
@@ -221,9 +222,8 @@ def _point_contacts(
     push = bodies.push[a] - bodies.push[b]
     rate = ((speed + 0.5 * seconds * push[:, None]) * normal).sum(-1)
     row, k = ((gap + rate * seconds < 0) & (rate < 0) | (gap < 0)).nonzero(as_tuple=True)
-    gap, rate = gap[row, k], rate[row, k]
-    when = (gap.clamp_min(0) / (-rate).clamp_min(1e-9)).clamp(0, seconds)
-    return Contacts(a[row], b[row], normal[row, k], arm_a[row, k], arm_b[row, k], gap.clamp_max(0.0), when), overlaps
+    gap = gap[row, k]
+    return Contacts(a[row], b[row], normal[row, k], arm_a[row, k], arm_b[row, k], gap, torch.zeros_like(gap)), overlaps
 
 
 def body_points(scene: Scene, shapes: Shapes, bodies: Bodies, rows: Tensor) -> Float[Tensor, "C M 3"]:

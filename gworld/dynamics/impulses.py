@@ -50,10 +50,11 @@ class Changes:
 
 @dataclass(frozen=True)
 class Response:
-    """What each contact does [Q]: restitution 0..1 and friction >= 0."""
+    """What each contact does [Q]: restitution 0..1, friction >= 0, and how fast (m/s) it may go on closing."""
 
     restitution: Float[Tensor, " Q"]
     friction: Float[Tensor, " Q"]
+    closing: Float[Tensor, " Q"] | None = None
 
 
 def solve_contacts(
@@ -70,6 +71,7 @@ def solve_contacts(
     gives = ease > LEVEL * slip  # else nothing moves along the normal, and no impulse would ever be enough
     free = rate = rate_at(bodies, contacts)
     wanted = -response.restitution * (rate * normal).sum(-1).clamp_max(0.0)
+    wanted = wanted if response.closing is None else wanted - response.closing
     press = torch.zeros_like(ease)
     drag = torch.zeros_like(normal)
     shared = bool((count > 1).any())

@@ -22,11 +22,13 @@ BOUND = 0.5
 
 @dataclass(frozen=True)
 class Nature:
-    """What is known of each link: logarithm of mass [W,L] (driven links: of no meaning), bounce and grip [W,L]."""
+    """What is known of each link: logarithm of mass [W,L] (driven links: of no meaning), bounce and grip [W,L]; and
+    which of two grips counts: both alike (`mix` 0), the larger (1) or the smaller (-1)."""
 
     log_mass: Float[Tensor, "W L"]
     bounce: Float[Tensor, "W L"]
     grip: Float[Tensor, "W L"]
+    mix: Float[Tensor, ""]
 
 
 class Materials(nn.Module):
@@ -39,6 +41,7 @@ class Materials(nn.Module):
         self.grip = coefficient(0.3, 0.05, generator)
         self.skin = coefficient(0.0, 0.02, generator)
         self.shape = perceptron((TRAITS, width, 3), generator)
+        self.mix = nn.Parameter(torch.zeros(()))
 
     def forward(self, scene: Scene, belief: Float[Tensor, "W L B"]) -> Nature:
         """Natures of all links."""
@@ -48,7 +51,8 @@ class Materials(nn.Module):
         log_mass = self.power * torch.log(volume.clamp_min(1e-9)) + told[..., 0] + belief[..., 0]
         bounce = 0.5 * self.bounce + told[..., 1]
         bounce = bounce + 0.5 * belief[..., 1] if belief.shape[-1] > 1 else bounce
-        return Nature(log_mass, bounce, 0.5 * self.grip + told[..., 2])
+        grip = 0.5 * self.grip + told[..., 2]
+        return Nature(log_mass, bounce, grip, clamp_through(self.mix, -1.0, 1.0))
 
 
 def restitution_of(nature: Nature, a: Tensor, b: Tensor) -> Float[Tensor, " Q"]:
@@ -60,7 +64,7 @@ def restitution_of(nature: Nature, a: Tensor, b: Tensor) -> Float[Tensor, " Q"]:
 def friction_of(nature: Nature, a: Tensor, b: Tensor) -> Float[Tensor, " Q"]:
     """Coefficient of friction of contacts, at least 0."""
     flat = nature.grip.flatten()
-    return clamp_through(flat[a] + flat[b], 0.0, 3.0)
+    return clamp_through(flat[a] + flat[b] + nature.mix * (flat[a] - flat[b]).abs(), 0.0, 3.0)
 
 
 def link_traits(scene: Scene) -> Float[Tensor, "W L 5"]:

@@ -46,6 +46,9 @@ from gworld.dynamics.support import Grounded, Support, keep_flat, keep_upright, 
 from gworld.dynamics.tokens import Scene, shape_values
 from gworld.geometry import matrix_from_quat, quat_from_rotvec, transform_from
 
+LATER = ("materials.mix",)
+"""Coefficients that older checkpoints lack and that change nothing where they are not learned."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -264,9 +267,9 @@ class Dynamics(nn.Module):
         closing = -(rate_at(bodies, contacts) * contacts.normal).sum(-1)
         pushed = ((bodies.push[contacts.a] - bodies.push[contacts.b]) * contacts.normal).sum(-1).abs() * seconds
         awake = closing.detach() > 2.0 * pushed.detach() + 1e-6 * scene.scale.min() / scene.dt
-        return Response(
-            torch.where(awake, bounce, torch.zeros_like(bounce)), friction_of(nature, contacts.a, contacts.b)
-        )
+        bounce = torch.where(awake, bounce, torch.zeros_like(bounce))
+        left = (1.0 - bounce) * contacts.gap.clamp_min(0.0) / seconds  # what is not reached yet may close that fast
+        return Response(bounce, friction_of(nature, contacts.a, contacts.b), left)
 
     def _push(self, scene: Scene, bodies: Bodies, nature: Nature) -> Tensor:
         """Accelerations [N,3] of all bodies; only objects have any."""
@@ -329,6 +332,7 @@ def model_from(values: Mapping[str, object], tensors: Mapping[str, Tensor]) -> D
     model = Dynamics(config_from(NetworkConfig, network, source="the checkpoint's network"))
     own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     wanted = model.state_dict()
+    own = {**{name: wanted[name] for name in LATER if name in wanted}, **own}  # of checkpoints from before these
     if set(own) != set(wanted) or any(own[name].shape != wanted[name].shape for name in wanted):
         raise InputError("the checkpoint's tensors are not those of its network; train it again.")
     model.load_state_dict(own)

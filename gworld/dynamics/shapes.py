@@ -27,6 +27,8 @@ OPAQUE = 0.3
 SMALLEST_PLANE = 1 / 80
 """Surface that a plane must hold to count, over that of the static scene or of the square the objects take up."""
 NEIGHBOURS = 12
+SEAM = 0.2
+"""By how much (spacings of Gaussians) faces may reach past each other and still meet in a convex edge."""
 FLAT, SMALL = 0.25, 0.1
 """Thickness over width below which a Gaussian is a piece of surface; its greatest width over the objects' spread."""
 
@@ -162,7 +164,10 @@ def _solid_from_surface(means: np.ndarray, normals: np.ndarray, sizes: np.ndarra
     origin = (low + high) / 2 - cell * (GRID - 1) / 2
     ticks = [origin[axis] + cell * np.arange(GRID) for axis in range(3)]
     grid = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
-    outside = _outside(means, origin, cell, max(1.0, spacing / cell))
+    reach = max(1.0, spacing / cell)
+    outside = _outside(means, origin, cell, reach)
+    bare = _bare(means, normals, origin, cell, reach, outside)
+    means, normals = means[bare], normals[bare]
     normals = _turned_out(means, normals, origin, cell, outside, spacing)
     field = _distances(grid.reshape(-1, 3), means, normals, spacing, outside.reshape(-1)).reshape(grid.shape[:3])
     weight = np.clip(0.5 - field / cell, 0.0, 1.0)
@@ -198,6 +203,24 @@ def _outside(means: np.ndarray, origin: np.ndarray, cell: float, reach: float) -
     return labels == labels[0, 0, 0]
 
 
+def _bare(
+    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: float, reach: float, outside: np.ndarray
+) -> np.ndarray:
+    """Which Gaussians lie on the outer surface, not within the solid, where parts that overlap have theirs: those above
+    which there is as much room as free space keeps from a surface."""
+    from scipy.spatial import cKDTree
+
+    tree, room = cKDTree(means), 0.87 * reach * cell
+    bare = np.zeros(len(means), bool)
+    for sign in (1.0, -1.0):
+        clear = tree.query(means + sign * room * normals)[0] > 0.75 * room
+        base = np.floor((means + sign * (room + 0.5 * cell) * normals - origin) / cell).astype(int)
+        for step in np.ndindex(2, 2, 2):
+            at = np.clip(base + np.array(step), 0, GRID - 1)
+            bare |= clear & outside[at[:, 0], at[:, 1], at[:, 2]]
+    return bare if int(bare.sum()) >= 8 else np.ones(len(means), bool)
+
+
 def _turned_out(
     means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: float, outside: np.ndarray, spacing: float
 ) -> np.ndarray:
@@ -223,12 +246,12 @@ def _distances(
     far, index = tree.query(at, k=min(NEIGHBOURS, len(means)))
     gaps = ((at[:, None] - means[index]) * normals[index]).sum(-1)
     first = index[:, :1]
-    lift = ((means[index] - means[first]) * normals[first]).sum(-1)
+    spread = ((means[index] - means[first]) * (normals[index] - normals[first])).sum(-1)  # normals part: convex
     turned = (normals[index] * normals[first]).sum(-1) < 0.7
     close = (far < far[:, :1] + 1.5 * spacing) & turned
     value = gaps[:, 0].copy()
     for k in range(1, gaps.shape[1]):
-        cut, joined = close[:, k] & (lift[:, k] <= 0), close[:, k] & (lift[:, k] > 0)
+        cut, joined = close[:, k] & (spread[:, k] >= -SEAM * spacing), close[:, k] & (spread[:, k] < -SEAM * spacing)
         value = np.where(cut, np.maximum(value, gaps[:, k]), np.where(joined, np.minimum(value, gaps[:, k]), value))
     distant = far[:, 0] > 2.0 * spacing
     sign = np.where(distant, np.where(outside, 1.0, -1.0), np.sign(value))

@@ -25,8 +25,8 @@ from gworld.geometry import transform_from_pose
 
 APART = 0.045
 """Gap, in radii, beyond which nothing is touched: surfaces read from Gaussians are a little off."""
-FLIES = 0.5
-"""Gap, in radii, beyond which nothing holds what is in the air."""
+FLIES = 0.2
+"""Gap, in radii, beyond which nothing holds what is in the air; and height above where a thing lies lowest."""
 PARTING = 0.02
 """Growth of a gap in a step, in radii, by which bodies part."""
 RUN = 6
@@ -79,7 +79,9 @@ def alone_parameters(model: Dynamics) -> tuple[list[torch.nn.Parameter], ...]:
     forces += [model.materials.power, model.free.fall, model.free.drag] if model.config.forces else []
     drives = [own.gain, own.lag, own.thrust, own.swing, own.damp, own.pace]
     contact = [p for p in contact_parameters(model) if all(p is not q for q in forces)]
-    return drives, [support.brake, support.lever], forces, contact
+    slows = [support.brake, support.lever]
+    slows += [model.free.drag, model.free.spin_drag] if model.config.support and not model.config.forces else []
+    return drives, slows, forces, contact
 
 
 @torch.no_grad()
@@ -135,14 +137,25 @@ def fit_fall(model: Dynamics, data: Recordings, room: Tensor) -> int:
     level = torch.where(floor, scene.planes[..., 3], torch.full_like(scene.planes[..., 3], -FAR)).amax(-1)
     if not bool((level > -FAR).all()):
         return 0
-    height = -(data.poses[..., :3] * scene.down[:, None, None]).sum(-1) - level[:, None, None]
-    flies = (height > 1.2 * shape_values(scene, "bound")[:, None]) & (room > FLIES)
+    height = -(data.poses[..., :3] * scene.down[:, None, None]).sum(-1)
+    above = height - torch.maximum(height.amin(dim=1, keepdim=True), level[:, None, None])
+    flies = (above > FLIES * scene.scale[:, None, None]) & (room > FLIES)
     flies = flies[:, :-2] & flies[:, 1:-1] & flies[:, 2:] & (scene.free & scene.present)[:, None]
+    flies = flies & ((height[:, 2:] - height[:, :-2]).abs() > PARTING * scene.scale[:, None, None])
     gains = -(height[:, 2:] - 2.0 * height[:, 1:-1] + height[:, :-2])[flies] / scene.dt**2
     if len(gains) >= LEAST:
         with torch.no_grad():
-            model.free.fall.fill_(float(gains.median()) / model.free.length)
+            model.free.fall.fill_(_commonest(gains) / model.free.length)
     return len(gains)
+
+
+def _commonest(values: Float[Tensor, " N"]) -> float:
+    """The middle of the narrowest range that holds a quarter of the values: what flies is struck now and then, and
+    every time otherwise."""
+    order = values.sort().values
+    count = max(len(order) // 4, 2)
+    first = int((order[count - 1 :] - order[: len(order) - count + 1]).argmin())
+    return float(order[first : first + count].median())
 
 
 def fit_support(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> int:
@@ -163,6 +176,9 @@ def fit_support(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> 
     with torch.no_grad():  # about what most of them lose; the rest is sought from there
         model.support.brake.fill_(float((slows / model.support.length).log()))
         model.support.lever.fill_(0.0)
+        if not model.config.forces:
+            model.free.drag.fill_(0.0)
+            model.free.spin_drag.fill_(0.0)
     alone = copy.copy(model)  # the same coefficients in a network without contacts
     alone.config = replace(model.config, contact=False, substeps=1)
 

@@ -23,6 +23,8 @@ MOVED = 0.05
 """Way (radii) of an object within a window by which it counts as moved."""
 WIDTH = 0.02
 """Error, in radii, above which errors count ever less: what is chaos after a contact must not drown the rest."""
+NETS = 0.2
+"""Part of the rate at which networks learn."""
 PRIOR = 1e-3
 """Pull of mass towards a power of one of volume, and of bounces towards none: felt where windows tell nothing."""
 
@@ -44,9 +46,11 @@ class ContactConfig:
 
 
 def contact_parameters(model: Dynamics) -> list[torch.nn.Parameter]:
-    """What the stage finds: mass, bounce, grip and reach of bodies, inertia and lead of joints, fall."""
+    """What the stage finds: mass, bounce, grip and reach of bodies, how these depend on shape, inertia and lead of
+    joints."""
     own, drives = model.materials, model.actuation
-    return [own.power, own.bounce, own.grip, own.skin, drives.heft, drives.lead, model.free.fall]
+    single = [own.power, own.bounce, own.grip, own.skin, own.mix, drives.heft, drives.lead]
+    return [*single, *own.shape.parameters()]
 
 
 def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"], config: ContactConfig) -> int:
@@ -58,13 +62,17 @@ def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"],
     with torch.no_grad():  # of one density and without bounce, until the windows tell otherwise
         if not model.config.forces:
             model.materials.power.fill_(1.0)
-        model.materials.bounce.fill_(0.1)
+        model.materials.bounce.fill_(0.0)
     held = [p for p in model.parameters() if all(p is not q for q in own)]
     wanted = [p.requires_grad for p in held]
     generator = torch.Generator().manual_seed(config.seed)
-    optimiser = torch.optim.Adam(own, lr=config.rate, betas=(0.9, 0.98))
+    nets = list(model.materials.shape.parameters())
+    single = [p for p in own if all(p is not q for q in nets)]
+    rates = [{"params": single, "part": 1.0}, {"params": nets, "part": NETS}]
+    optimiser = torch.optim.Adam(rates, lr=config.rate, betas=(0.9, 0.98))
     for parameter in held:
         parameter.requires_grad_(False)
+    mean, counted = [torch.zeros_like(p) for p in own], 0
     try:
         for step in range(config.steps):
             horizon = config.horizons[step * len(config.horizons) // config.steps]
@@ -75,9 +83,15 @@ def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"],
             loss.backward(inputs=own)
             norm = torch.nn.utils.clip_grad_norm_(own, 1.0)
             for group in optimiser.param_groups:
-                group["lr"] = config.rate * 0.5 * (1 + math.cos(math.pi * step / config.steps)) + 1e-4
+                fading = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+                group["lr"] = group["part"] * (config.rate * fading + 1e-4)
             if bool(torch.isfinite(norm)):
                 optimiser.step()
+            if step >= config.steps // 2:  # few windows tell of any one number: the mean of where they draw it
+                mean, counted = [m + p.detach() for m, p in zip(mean, own, strict=True)], counted + 1
+        with torch.no_grad():
+            for parameter, total in zip(own, mean, strict=True):
+                parameter.copy_(total / max(counted, 1))
     finally:
         for parameter, before in zip(held, wanted, strict=True):
             parameter.requires_grad_(before)
