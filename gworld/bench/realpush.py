@@ -177,8 +177,9 @@ def learn(
     """Everything that is learned from all pushes but one."""
     some = (2 * EVERY, HORIZONS[0]) if quick else (EVERY, LEARNED)
     sets = training_sets(pushing, pushes, push, *some)
-    law = fit_planar(pushing, sets, history=False)
-    aware = fit_planar(pushing, sets, history=True)
+    effort = (2, 1) if quick else (10, 5)
+    law = fit_planar(pushing, sets, history=False, steps=effort)
+    aware = fit_planar(pushing, sets, history=True, steps=effort)
     return Learned(law, aware, fit_network(model, stage, pushing, sets, aware, 1 if quick else 3))
 
 

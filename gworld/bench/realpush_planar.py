@@ -181,23 +181,25 @@ def plane_residuals(given: Pushing, found: Float[Tensor, "V W T 3"], rows: Tenso
     return off.flatten(2) / (len(at) * len(spots)) ** 0.5
 
 
-def fit_planar(given: Pushing, sets: list[tuple[Tensor, int]], history: bool) -> Fitted:
+def fit_planar(
+    given: Pushing, sets: list[tuple[Tensor, int]], history: bool, steps: tuple[int, int] = (10, 5)
+) -> Fitted:
     """The law's settings from windows (starts, steps) of training pushes; with `history`, given what each window's own
     past tells of the pusher's error there."""
 
     def residuals(tries: Tensor, offsets: list[Tensor]) -> Tensor:
         parts = []
-        for (rows, steps), offset in zip(sets, offsets, strict=True):
-            moved = push_blocks(tries, given, given.block[rows][None], paths_from(given, rows, steps) + offset[:, None])
-            parts.append(plane_residuals(given, moved, rows, [steps // 2, steps]))
+        for (rows, count), offset in zip(sets, offsets, strict=True):
+            moved = push_blocks(tries, given, given.block[rows][None], paths_from(given, rows, count) + offset[:, None])
+            parts.append(plane_residuals(given, moved, rows, [count // 2, count]))
         return torch.cat(parts, dim=1)
 
     none = [torch.zeros(len(rows), 2, dtype=torch.float64) for rows, _ in sets]
-    found = fit_settings(settings_at_first(given.outline), SPREAD, lambda tries: residuals(tries, none), 10)
+    found = fit_settings(settings_at_first(given.outline), SPREAD, lambda tries: residuals(tries, none), steps[0])
     if not history:
         return found
     offsets = [read_offsets(found.values, given, rows) for rows, _ in sets]
-    return fit_settings(found.values, SPREAD, lambda tries: residuals(tries, offsets), 5)
+    return fit_settings(found.values, SPREAD, lambda tries: residuals(tries, offsets), steps[1])
 
 
 def _turned(vector: Tensor, angle: Tensor) -> Tensor:

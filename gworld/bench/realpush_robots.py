@@ -50,7 +50,7 @@ TURNS = 12
 CLOSE = 0.01
 """Posture errors (m) up to which a place is reached."""
 SAMPLE = 8
-"""Every how many of an arm's Gaussians are asked how near another body is."""
+"""Every how many of an arm's Gaussians are asked how near another arm is, of all ways to hold the sticks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,12 +254,12 @@ def _hand_height(world: World, pushing: Pushing, arm: Arm) -> float:
 
 
 def nearest(world: World, rollout: Rollout, first: str, second: str, every: int = 3) -> float:
-    """How near (m) the Gaussians of two bodies come to each other, sticks left out."""
+    """How near (m) the Gaussians of two bodies (every second of each) come to each other, sticks left out."""
     own = {entity.name: entity for entity in world.entities}
     skins = []
     for name in (first, second):
         links = torch.tensor([link for link in own[name].links if not world.links[link].name.endswith(HAND)])
-        rows = torch.isin(world.gaussians.links.long(), links).nonzero()[::SAMPLE, 0]
+        rows = torch.isin(world.gaussians.links.long(), links).nonzero()[::2, 0]
         skins.append((world.gaussians.means[rows].double(), world.gaussians.links[rows].long()))
     poses = transform_from_pose(rollout.link_poses[::every].double())
     found = []

@@ -92,7 +92,7 @@ def report(facts: dict, folder: Path, stages: list[tuple[str, float, float]], pa
     page = html.page(
         "A real push",
         html.section("A real push: footage of the held-out camera beside the simulated push", *films(folder, "push")),
-        html.section("Footage, simulated, refined", *films(folder, "refined")),
+        html.section("Footage, simulated, refined, at half the pace", *films(folder, "refined")),
         html.section("Pushes that nobody made, by one arm and by two, at a third of the pace", *films(folder, "acted")),
         html.section("The same from above, six instants of each; grey: where the block stood", *sheets),
         html.section("Figures", html.table(heads, rows, (1, 2))),
