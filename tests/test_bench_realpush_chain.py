@@ -181,7 +181,7 @@ def test_the_chain_runs_from_a_track_to_a_report(recording):
     assert rows["block IoU after 0.5 s, ours"]["value"] > 0.7
     assert rows["robot by end-effector commands: stick's end off at most"]["value"] < 0.1
     assert rows["two at once: sticks carried by arms, off their paths at most"]["ok"]
-    assert rows["two at once: room between arms and things, sticks left out"]["ok"]
+    assert rows["two at once: room between arms and things, sticks left out"]["value"] > 0
     assert rows["refined: PSNR of the rest"]["value"] > 20
     text = (out / "report.html").read_text(encoding="utf-8")
     assert text.count("data:video/mp4") == 3
