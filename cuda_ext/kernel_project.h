@@ -66,9 +66,9 @@ GW_INLINE Axes<vf> axes_from(const vf column[Columns::COUNT]) {
 // The poses of sixteen Gaussians: broadcast when they share a link, else gathered.
 GW_INLINE Pose<vf> load_pose(const LinkPose *poses, const int32_t links[LANES], bool same) {
   Pose<vf> pose;
-  const float *first = poses[links[0]].row;
+  const float *all = reinterpret_cast<const float *>(poses), *first = all + 12 * static_cast<size_t>(links[0]);
   vf value[12];
-  for (int k = 0; k < 12; k++) value[k] = same ? vf(first[k]) : gather_(poses[0].row + k, links, 12);
+  for (int k = 0; k < 12; k++) value[k] = same ? vf(first[k]) : gather_(all + k, links, 12);
   for (int k = 0; k < 3; k++) {
     pose.row[k] = {value[3 * k], value[3 * k + 1], value[3 * k + 2]};
     pose.shift[k] = value[9 + k];
