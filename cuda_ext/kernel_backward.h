@@ -21,7 +21,7 @@ struct BackwardState {
 template <int CHANNELS>
 GW_INLINE void read_block(const float *picture, const ViewSetup &view, int left, int top, vf out[CHANNELS]) {
   const size_t stride = static_cast<size_t>(view.width) * CHANNELS;
-  const float *from = picture + top * stride + static_cast<size_t>(left) * CHANNELS;
+  const float *from = picture ? picture + top * stride + static_cast<size_t>(left) * CHANNELS : nullptr;
   float rows[BLOCK][CHANNELS * BLOCK] = {};
   const float *row[BLOCK] = {rows[0], rows[1], rows[2], rows[3]};
   const bool whole = left + BLOCK <= view.width && top + BLOCK <= view.height;
