@@ -53,3 +53,13 @@ def test_timers_measure() -> None:
 def test_generated_capture_is_seeded() -> None:
     first, again, other = surface_table(100, 1), surface_table(100, 1), surface_table(100, 2)
     assert (first.means == again.means).all() and (first.means != other.means).any()
+
+
+def test_skipped_rows_are_null_for_machines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "gworld.cli.bench.run_bench", lambda name, given: [rows.Row("a", float("nan"), "", note="skipped")]
+    )
+    assert cli.main(["bench", "phys", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["value"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import time
@@ -66,7 +67,7 @@ def run(options: Options) -> None:
     facts = {
         "bench": options.name,
         "version": __version__,
-        "rows": [asdict(row) for row in rows],
+        "rows": [{name: _told(value) for name, value in asdict(row).items()} for row in rows],
         "seconds": round(time.monotonic() - start, 1),
         "peak_mb": round(peak, 1),
         "machine": machine(),
@@ -81,3 +82,8 @@ def run(options: Options) -> None:
         missed = [row.name for row in rows if row.ok is False]
         say(f"{len(rows)} rows in {facts['seconds']} s on {machine()}")
         say(f"goals missed: {'; '.join(missed) if missed else 'none'}")
+
+
+def _told(value: object) -> object:
+    """A value as JSON can hold it: numbers that are none, of rows that were skipped, as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
