@@ -17,12 +17,13 @@ namespace {
 bool can_run(int32_t isa) {
   if (isa == GW_ISA_PORTABLE) return true;
 #if defined(GW_HAVE_AVX2)
-  if (isa == GW_ISA_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == GW_ISA_AVX2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 #endif
 #if defined(GW_HAVE_AVX512)
   if (isa == GW_ISA_AVX512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
 #endif
   return false;
 }

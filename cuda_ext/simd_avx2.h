@@ -198,17 +198,32 @@ GW_INLINE __m256 start_half(__m256 a, __m256 b, __m256 x) { return _mm256_blend_
 GW_INLINE vf start_quads_(vf a, vf b, vf x) { return {start_half(a.a, b.a, x.a), start_half(a.b, b.b, x.b)}; }
 
 // The bits 0, 4, 8, ... of x side by side.
-GW_INLINE uint32_t every_fourth_(uint64_t x) { return static_cast<uint32_t>(_pext_u64(x, 0x1111111111111111u)); }
+GW_INLINE uint32_t every_fourth_(uint64_t x) {
+  x &= 0x1111111111111111u;
+  x = (x | x >> 3) & 0x0303030303030303u;
+  x = (x | x >> 6) & 0x000f000f000f000fu;
+  x = (x | x >> 12) & 0x000000ff000000ffu;
+  return static_cast<uint32_t>((x | x >> 24) & 0xffff);
+}
+// The places of a byte's set bits, a byte each, side by side: `pext` would find them, but takes hundreds of cycles on the
+// older of the processors that have no AVX-512.
+struct Places {
+  uint64_t of[256];
+  constexpr Places() : of{} {
+    for (int bits = 0; bits < 256; bits++)
+      for (int place = 0, count = 0; place < 8; place++)
+        if (bits >> place & 1) of[bits] |= static_cast<uint64_t>(place) << 8 * count++;
+  }
+};
+constexpr Places places;
 // Appends, to the list of each block named in `blocks`, those of first..first+15 that reach it; hits: see localise.
 template <class Lists>
 GW_INLINE void append_to_blocks(const uint64_t hits[4], int first, uint32_t blocks, Lists &lists) {
   for (; blocks; blocks &= blocks - 1) {
     const int block = __builtin_ctz(blocks);
     const uint32_t in = every_fourth_(hits[block & 3] >> (block >> 2));
-    for (int half = 0; half < 16; half += 8) {  // the places of the set bits, a byte each, side by side
-      const uint64_t bytes = _pdep_u64(in >> half & 0xff, 0x0101010101010101u) * 0xff;
-      const uint64_t places = _pext_u64(0x0706050403020100u, bytes);
-      const __m256i at = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(places)));
+    for (int half = 0; half < 16; half += 8) {
+      const __m256i at = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(places.of[in >> half & 0xff])));
       _mm256_storeu_si256(reinterpret_cast<__m256i *>(lists.values[block] + lists.count[block]),
                           _mm256_add_epi32(at, _mm256_set1_epi32(first + half)));
       lists.count[block] += __builtin_popcount(in >> half & 0xff);
