@@ -55,7 +55,9 @@ def test_what_was_drawn_is_fitted_and_photos_stay_the_references(views: Views, t
     cameras = between(views, TINY, SMALL, 1)
     before, after = (look(each, cameras).rgb.mean((0, 1, 2)) for each in (scene, found[-1]))
     assert after[0] / after[1] > 1.04 * before[0] / before[1]
-    assert torch.equal(found[-1].references.truth, scene.references.truth)  # type: ignore[arg-type]  # both have photos
+    photos, still = scene.references.truth, found[-1].references.truth
+    assert photos is not None and still is not None and photos.shape == still.shape
+    assert (photos - still).abs().mean() < 0.03  # but for the exposure that each fit finds in them
 
 
 def test_what_cannot_be_written_back_is_told(views: Views, tmp_path: Path) -> None:
