@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from gworld.errors import GWorldError
 from gworld.geometry import transform_from_pose
+from gworld.refine.sample import changed_share
 from gworld.render.api import RenderOptions
 from gworld.render.select import render
 from gworld.render.video import as_uint8
@@ -30,8 +31,6 @@ FILM_WIDTH = 640
 REFINING = 1.0
 """Seconds that refining a picture should take; the width at which it is done adapts."""
 REFINED_WIDTHS = (64, 640)
-CHANGED = 2.0 / 255
-"""Change of a pixel, the largest of its channels, from which it counts as refined."""
 Refine = Callable[
     [Float[torch.Tensor, "L 4 4"], Cameras, RenderOptions],
     tuple[Float[torch.Tensor, "H W 3"], Float[torch.Tensor, "H W 3"]],
@@ -130,7 +129,7 @@ class TruePixels:
         with torch.no_grad():
             picture, render = self._refine(poses, small, self._drawing)
         change = (picture - render).movedim(-1, 0)[None]
-        share = float((change.abs().amax(1) > CHANGED).float().mean())
+        share = changed_share(change.abs().amax(1))
         change = torch.nn.functional.interpolate(change, full.shape[:2], mode="bilinear", align_corners=False)
         took = time.monotonic() - begin
         low, high = REFINED_WIDTHS
