@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 pytest.importorskip("mujoco", reason="MuJoCo is not installed")
 
+from gworld.bench import generate
 from gworld.bench.offview import run_errand
 from gworld.bench.plan import act_out
 from gworld.bench.rank import POLICIES, pearson, success, violations
@@ -27,9 +29,11 @@ from gworld.bench.recorded import (
 )
 from gworld.data.simulated import simulate_episode
 from gworld.errors import InputError
+from gworld.formats.world import save_world
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.plan import PlanOptions
 from gworld.simulate.stepper import Kinematics
+from tests.test_simulate_plausible import table_world
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +103,14 @@ def test_a_plan_is_acted_out_in_the_truth(recorded: Recorded, monkeypatch: pytes
     monkeypatch.setattr("gworld.bench.plan.AGAIN", 3)
     share, cost = act_out(recorded, TrueStepper(recorded), 31, 0.2)
     assert -0.5 < share < 1.0 and cost > 0
+
+
+def test_a_run_of_generating_is_told_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generate._done(tmp_path) == 0 and generate._kill_one("no run has this token") == 0
+    save_world(table_world(), tmp_path / "world")
+    monkeypatch.setattr(generate, "POLICY", "random")
+    monkeypatch.setattr(generate, "shipped_dynamics", lambda name: None)
+    made = generate.run_way(generate.WAYS[0], tmp_path / "world", tmp_path / "made", 2, 0.3, 0)
+    assert set(made.digests) == {0, 1} and made.digests[0] != made.digests[1]
+    assert (made.doubled, made.killed) == (0, 0) and made.seconds > 0
+    assert generate._digest(tmp_path / "made", 0) == made.digests[0]

@@ -39,6 +39,7 @@ BENCHES = {
     "plan": "two agents push by planning in the model, acted out in the true simulator",
     "rank": "policies judged in the model and in the true simulator from the same starts",
     "locality": "other actions of one agent change no pixel that shows nothing it reached",
+    "generate": "episodes an hour by one worker and two, here and by Ray, killed ones included",
     "simulate": "steps and frames per second for 1, 16 and 64 worlds, plans, and long runs",
     "track": "poses and joints from video: a generated film with truth, push-T judged by a third camera",
     "viewer": "the viewer under load: guests, memory, malformed messages, strangers, latency, cost to a fit",

@@ -74,11 +74,16 @@ def reconstruct_recorded(recorded: Recorded, effort: float = 1.0) -> tuple[World
 
 def shipped_stepper(name: str, world: World, bodies: Mapping[str, AgentBody] | None = None) -> Stepper:
     """The dynamics that come with gworld for a scene, kinematics only where none do."""
-    place = next((found for root in ROOTS if (found := root / "assets" / "dynamics" / name).is_dir()), None)
+    place = shipped_dynamics(name)
     bodies = agent_bodies(world) if bodies is None else bodies
     if place is None:
         return Kinematics(world, bodies)
     return Learned(world, load_model(place), 1 / FPS, bodies)
+
+
+def shipped_dynamics(name: str) -> Path | None:
+    """The folder of the dynamics that come with gworld for a scene; None where none do."""
+    return next((found for root in ROOTS if (found := root / "assets" / "dynamics" / name).is_dir()), None)
 
 
 def state_at(trace: Trace, row: int) -> WorldState:
