@@ -51,7 +51,7 @@ FENCES = {
     "tensorboard": r"runlog\.py",
     "rerun": r"runlog\.py",
     "roma": r"geometry\.py",
-    "ctypes": r"render/native.*\.py",
+    "ctypes": r"(render/native.*|viewer/allocator)\.py",
     "pickle": r"(?!)",
     "marshal": r"(?!)",
     "shelve": r"(?!)",

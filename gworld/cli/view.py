@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -99,11 +98,12 @@ def run(options: Options) -> None:
         raise UsageError(
             f"rate {options.rate:g} and splats {options.splats}: 1 to 1000 and 1 to 20000000 are possible."
         )
-    _hold_memory_down()
     try:
         import gworld.viewer.gate  # noqa: F401 - asked for before anything is read
+        from gworld.viewer.allocator import hold_little
     except ImportError as error:
         raise MissingBackendError(f"the viewer needs viser ({error}). Run `pip install 'viser>=1.1,<2'`.") from error
+    hold_little()
     if options.follow or _in_progress(options.source):
         _watch(options)
         return
@@ -157,19 +157,6 @@ def _export_glb(found: _Found, options: Options, rollout: Rollout | None) -> Non
     say("next: open it in a viewer of glTF with KHR_gaussian_splatting")
 
 
-def _hold_memory_down() -> None:
-    """Start this process anew with an allocator that gives memory back to the system when it is freed.
-
-    Every visitor is sent the splats as one block. glibc learns from such blocks to keep them: after 64 visitors at once
-    it holds 0.97 GB, and 0.45 GB when told not to, which only its environment can do before the process begins. One
-    heap for all threads leaves fewer holes in which little of what visitors took is still in use.
-    """
-    wanted, own = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}, Path(sys.argv[0])
-    ours = own.stem == "gworld" or own.parts[-2:] == ("gworld", "__main__.py")
-    if sys.platform == "linux" and ours and not set(wanted) & set(os.environ):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
-
-
 def _in_progress(source: Path) -> bool:
     """Whether a path is a run that has no world yet."""
     begun = any((source / name).exists() for name in ("live.json", "checkpoints", "stages.json"))
@@ -216,17 +203,18 @@ def _refine(world: World, options: Options) -> Refine:
 
 def _stay(viewer: Viewer | LiveViewer, options: Options) -> None:
     """Say where a viewer listens, and run it until it is ended."""
+    from gworld.viewer.allocator import give_back
 
     def leave(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, leave)  # what is being recorded is kept then too
+    give_back()
     try:
         for line in addresses(viewer.gate.address, viewer.gate.port, viewer.gate.token is not None):
             say(line)
         if options.json:
             print_json({"address": viewer.gate.address, "port": viewer.gate.port, "token": viewer.gate.token})
-        gc.collect()
         gc.freeze()  # what is here now stays: to look for what visitors leave behind takes no fifth of a second then
         with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
             viewer.run(options.seconds)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import hmac
 import http
 import io
@@ -33,6 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from gworld.errors import MissingBackendError, UsageError
+from gworld.viewer.allocator import give_back
 from gworld.viewer.messages import MAX_PICTURE, is_well_formed
 
 PORTS = 20
@@ -249,7 +249,7 @@ async def _welcome(gate: Gate, handler: Callable[..., Any], connection: Any) -> 
 def _tidy(gate: Gate) -> None:
     """Let go of what was kept for visitors who have left: tasks and frames in circles, some 150 kB each."""
     gate.tidying = False
-    gc.collect()
+    give_back()
 
 
 def _answer(gate: Gate, connection: Any, request: Request, process_request: Callable[..., Any]) -> Response | None:
