@@ -1,12 +1,14 @@
 // Fuzz target of the C interface: any bytes as Gaussians, poses and cameras must neither crash nor leave a bad number.
 // With clang it is a libFuzzer target; elsewhere `fuzz_cpu SECONDS [SEED]` feeds it random bytes and bit patterns, and
-// `fuzz_cpu pictures FILE` writes what the portable kernels draw and derive of twenty inputs, to compare two machines.
+// `fuzz_cpu pictures FILE` writes what the portable kernels draw and derive of twenty inputs, to compare two machines;
+// `fuzz_cpu seeds FOLDER` writes those inputs, for libFuzzer to begin with.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "gworld_native.h"
@@ -91,36 +93,56 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #if !defined(GW_LIBFUZZER)
 namespace {
 
-// Moderate Gaussians in front of the camera, the same on every machine.
+constexpr int INPUTS = 20;
+
+// Moderate Gaussians in front of the camera, the same on every machine: a size, modes and a harmonic degree per number.
+std::vector<uint8_t> moderate_input(int number) {
+  std::mt19937 rng(static_cast<unsigned>(number));
+  auto uniform = [&](float low, float high) { return low + (high - low) * static_cast<float>(rng() >> 8) / 16777216.0f; };
+  const int sh_count = number % 4, counts[4] = {1, 4, 9, 16}, gaussians = 39;
+  std::vector<uint8_t> bytes = {gaussians, static_cast<uint8_t>(sh_count), 63, 47, static_cast<uint8_t>((number & 1) | 6)};
+  auto put = [&](float value) {
+    const auto *from = reinterpret_cast<const uint8_t *>(&value);
+    bytes.insert(bytes.end(), from, from + sizeof value);
+  };
+  for (int i = 0; i < gaussians; i++) put(uniform(-1, 1)), put(uniform(-1, 1)), put(uniform(1, 4));
+  for (int i = 0; i < 4 * gaussians; i++) put(uniform(-1, 1));
+  for (int i = 0; i < 3 * gaussians; i++) put(uniform(-4, -1));
+  for (int i = 0; i < gaussians; i++) put(uniform(-3, 3));
+  for (int i = 0; i < 3 * counts[sh_count] * gaussians; i++) put(uniform(-0.5f, 0.5f));
+  for (int i = 0; i < gaussians; i++) bytes.push_back(static_cast<uint8_t>(i & 1));
+  for (const int value : {20, 0, 60, 60}) bytes.push_back(static_cast<uint8_t>(value)), bytes.push_back(0);
+  return bytes;
+}
+
 int write_pictures(const char *path) {
   chosen = GW_ISA_PORTABLE;
   kept = std::fopen(path, "wb");
   if (!kept) return 1;
-  std::mt19937 rng(1);
-  auto uniform = [&](float low, float high) { return low + (high - low) * static_cast<float>(rng() >> 8) / 16777216.0f; };
-  for (int input = 0; input < 20; input++) {
-    const int sh_count = input % 4, counts[4] = {1, 4, 9, 16}, gaussians = 39;
-    std::vector<uint8_t> bytes = {gaussians, static_cast<uint8_t>(sh_count), 63, 47, static_cast<uint8_t>(input & 1 | 6)};
-    auto put = [&](float value) {
-      const auto *from = reinterpret_cast<const uint8_t *>(&value);
-      bytes.insert(bytes.end(), from, from + sizeof value);
-    };
-    for (int i = 0; i < gaussians; i++) put(uniform(-1, 1)), put(uniform(-1, 1)), put(uniform(1, 4));
-    for (int i = 0; i < 4 * gaussians; i++) put(uniform(-1, 1));
-    for (int i = 0; i < 3 * gaussians; i++) put(uniform(-4, -1));
-    for (int i = 0; i < gaussians; i++) put(uniform(-3, 3));
-    for (int i = 0; i < 3 * counts[sh_count] * gaussians; i++) put(uniform(-0.5f, 0.5f));
-    for (int i = 0; i < gaussians; i++) bytes.push_back(static_cast<uint8_t>(i & 1));
-    for (const int value : {20, 0, 60, 60}) bytes.push_back(static_cast<uint8_t>(value)), bytes.push_back(0);
+  for (int number = 0; number < INPUTS; number++) {
+    const auto bytes = moderate_input(number);
     LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
   }
   return std::fclose(kept);
+}
+
+// Inputs for libFuzzer to begin with: alone it seldom finds ones long enough to draw anything.
+int write_seeds(const std::string &folder) {
+  for (int number = 0; number < INPUTS; number++) {
+    const auto bytes = moderate_input(number);
+    FILE *file = std::fopen((folder + "/seed" + std::to_string(number)).c_str(), "wb");
+    if (!file) return 1;
+    const bool whole = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+    if (std::fclose(file) || !whole) return 1;
+  }
+  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
   if (argc == 3 && std::strcmp(argv[1], "pictures") == 0) return write_pictures(argv[2]);
+  if (argc == 3 && std::strcmp(argv[1], "seeds") == 0) return write_seeds(argv[2]);
   const double seconds = argc > 1 ? std::atof(argv[1]) : 60.0;
   std::mt19937 rng(argc > 2 ? static_cast<unsigned>(std::atoi(argv[2])) : 1u);
   const float special[12] = {NAN, INFINITY, -INFINITY, 3.4e38f, 1e10f, -1e10f, 1e-45f, 0.0f, -0.0f, 88.8f, -104.0f, 1.0f};
