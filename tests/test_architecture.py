@@ -35,7 +35,10 @@ ALLOWED_ABOVE_2 = {
 }
 TORCH_FREE = (
     *("gworld", "gworld.errors", "gworld.files", "gworld.formats.table", "gworld.scene.links"),
-    *(f"gworld.cli.{name}" for name in ("main", "simulate", "generate", "record", "refine", "view")),
+    *(
+        f"gworld.cli.{name}"
+        for name in ("main", "simulate", "generate", "record", "refine", "view", "reconstruct", "bind")
+    ),
 )
 """What is read to show a help page, or to read a file of splats: torch takes seconds to load."""
 FENCES = {

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gworld.agents.options import MotionOptions
 from gworld.errors import InputError
 from gworld.files import check_count, existing_file
 from gworld.geometry import invert_transform, transform_from
@@ -30,24 +31,6 @@ VOTERS = 3000
 """Points that vote on a motion; the rest is sorted in afterwards."""
 BATCH = 16
 MOST_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class MotionOptions:
-    """What counts as moving, and as moving together."""
-
-    noise: float = 0.0
-    """Metres by which tracked points scatter (one standard deviation); 0 estimates it from their jitter."""
-    least_travel: float = 0.01
-    """Metres that a point must travel to count as moving."""
-    least_points: int = 12
-    """A body has at least so many points."""
-    most_bodies: int = 16
-    """Look for at most so many bodies."""
-    trials: int = 400
-    """Motions that are suggested per body."""
-    seed: int = 0
-    """Seed of the suggestions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +47,7 @@ class Motions:
 
 def cluster_motion(
     tracks: Float[Tensor, "T N 3"],
-    options: MotionOptions = MotionOptions(),
+    options: MotionOptions = MotionOptions(),  # noqa: B008 (frozen)
 ) -> Motions:
     """Rigid bodies among N trajectories over T frames (metres, world axes; NaN where a point is not seen).
 

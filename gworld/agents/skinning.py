@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from gworld.agents.options import SkinOptions
 from gworld.agents.surfaces import shape_surfaces
 from gworld.agents.tree import Skeleton, Surface
 from gworld.errors import InputError
@@ -23,27 +24,7 @@ SHARP = np.cos(np.radians(35.0))
 CANDIDATES, ROUNDS = 6, 2
 
 
-@dataclass(frozen=True)
-class SkinOptions:
-    """How a surface is covered."""
-
-    per_square_metre: float = 60_000.0
-    """Gaussians per square metre of surface (60,000 puts them 4 mm apart)."""
-    thickness: float = 0.06
-    """Standard deviation along the normal over the spacing."""
-    inset: float = 0.3
-    """How far discs lie below the surface, over the spacing: it makes up for their blur, so that outlines fit."""
-    opacity: float = 0.97
-    """Opacity of each Gaussian."""
-    headlight: float = 0.3
-    """Share of the brightness that falls with the angle between view and normal (0: flat colours)."""
-    maximum: int = 3_000_000
-    """Refuse to make more Gaussians than this."""
-    seed: int = 0
-    """Seed of the spread; the same seed gives the same Gaussians."""
-
-
-def skin_robot(skeleton: Skeleton, options: SkinOptions = SkinOptions()) -> Gaussians:
+def skin_robot(skeleton: Skeleton, options: SkinOptions = SkinOptions()) -> Gaussians:  # noqa: B008 (frozen)
     """Gaussians of every link's shapes in the frames of the links; `links` index the skeleton's links.
 
     Collision shapes stand in where a robot has no visual ones at all. Raises `InputError` for a robot without shapes
@@ -64,7 +45,7 @@ def skin_robot(skeleton: Skeleton, options: SkinOptions = SkinOptions()) -> Gaus
 def skin_surfaces(
     surfaces: Sequence[Surface],
     source: str,
-    options: SkinOptions = SkinOptions(),
+    options: SkinOptions = SkinOptions(),  # noqa: B008 (frozen)
 ) -> Gaussians:
     """Gaussians of one rigid object's surfaces, all of link 0; `source` names it in errors."""
     _check_total(surfaces, options, source)
@@ -73,7 +54,7 @@ def skin_surfaces(
     )
 
 
-def skin_surface(surface: Surface, options: SkinOptions = SkinOptions()) -> Gaussians:
+def skin_surface(surface: Surface, options: SkinOptions = SkinOptions()) -> Gaussians:  # noqa: B008 (frozen)
     """Flat Gaussians over one surface (link 0), at least one.
 
     Area-uniform candidates are grouped around centres that move to the middle of their group, which spreads them like

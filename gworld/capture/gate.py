@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gworld.capture.matching import Matched, open_database, picture_pair
+from gworld.capture.options import GateOptions
 from gworld.capture.sfm import Solution
 from gworld.errors import InputError
 
@@ -47,28 +48,6 @@ class PoseQuality:
     """Share of all matches that obey the motion found."""
 
 
-@dataclass(frozen=True)
-class GateOptions:
-    """What poses must reach before a world is built on them."""
-
-    registered: float = 0.35
-    """Least share of pictures with a pose."""
-    pictures: int = 10
-    """Least number of pictures with a pose, of footage that has as many."""
-    error: float = 2.5
-    """Largest mean reprojection error, in pixels of a picture 640 pixels wide."""
-    track: float = 2.8
-    """Least mean number of pictures that see a point."""
-    parallax: float = 2.5
-    """Least median angle in degrees under which points are seen."""
-    points: int = 100
-    """Least number of points."""
-    field: tuple[float, float] = (12.0, 130.0)
-    """Horizontal fields of view in degrees that are plausible."""
-    moving: float = 0.09
-    """Largest share of coherent matches that may break the motion found."""
-
-
 def measure_quality(solution: Solution, matched: Matched) -> PoseQuality:
     """Measure a solution on the features outside the masks."""
     model = solution.model
@@ -93,7 +72,7 @@ def measure_quality(solution: Solution, matched: Matched) -> PoseQuality:
     )
 
 
-def find_faults(quality: PoseQuality, options: GateOptions = GateOptions()) -> list[str]:
+def find_faults(quality: PoseQuality, options: GateOptions = GateOptions()) -> list[str]:  # noqa: B008 (frozen)
     """What is wrong with poses, a phrase each; empty where nothing is."""
     low, high = options.field
     found = [
@@ -131,7 +110,7 @@ def find_faults(quality: PoseQuality, options: GateOptions = GateOptions()) -> l
     return [text for wrong, text in found if wrong]
 
 
-def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions(), also: str = "") -> None:
+def check_quality(quality: PoseQuality, source: str, options: GateOptions = GateOptions(), also: str = "") -> None:  # noqa: B008 (frozen)
     """Raise `InputError` that says what was measured and what to do, when poses are below what `options` ask for;
     `also` is said then, too."""
     facts = find_faults(quality, options)

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from gworld.capture.footage import Footage, Shot, save_footage, shots_of
 from gworld.capture.motion import Movers, find_movers, load_small
+from gworld.capture.options import MaskOptions
 from gworld.capture.regions import grow
 from gworld.errors import InputError, UsageError
 from gworld.files import atomic_write, existing_file, read_json, safe_join, write_json
@@ -33,23 +33,6 @@ FILE = "masks.json"
 FORMAT = "gworld masks 1"
 ENDINGS = (".png", ".jpg.png", ".png.png", ".jpeg.png", ".JPG.png", ".PNG.png", ".mask.png", "_mask.png")
 """How the mask of `x.jpg` may be called, after its stem: our way, then COLMAP's, nerfstudio's and others'."""
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """What is ignored in the pictures: moving things, and what rides along with the camera."""
-
-    source: str = "auto"
-    """Where masks come from: `auto` looks for moving things in cameras that have no masks but those it found before,
-    `none` keeps what is there, anything else is a folder of PNGs named after the pictures."""
-    keep: Literal["white", "black"] = "white"
-    """Which value in given masks is the static scene to use."""
-    camera: Literal["auto", "still", "moving"] = "auto"
-    """Whether the camera stood still or moved, where masks are looked for."""
-    margin: float = 0.012
-    """How far found masks are grown, in widths of the picture."""
-    side: int = 320
-    """Longer side in pixels of the pictures that moving things are looked for in."""
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from gworld.capture.covisibility import disagreement
 from gworld.capture.footage import Footage, FootageCamera, Shot
-from gworld.capture.gate import GateOptions, PoseQuality, check_quality, find_faults, measure_quality
-from gworld.capture.matching import Matched, MatchOptions, Progress, match_footage
+from gworld.capture.gate import PoseQuality, check_quality, find_faults, measure_quality
+from gworld.capture.matching import Matched, Progress, match_footage
+from gworld.capture.options import PoseOptions
 from gworld.capture.sfm import (
     STRAIGHT,
     Solution,
-    SolveOptions,
     points_of,
     solve,
     solve_with_field,
@@ -41,17 +41,6 @@ FEW = 8  # pictures: an incremental solution with fewer has nothing to say again
 
 
 @dataclass(frozen=True)
-class PoseOptions:
-    """How poses are found and what they must reach."""
-
-    matching: MatchOptions = field(default_factory=MatchOptions)
-    solving: SolveOptions = field(default_factory=SolveOptions)
-    gate: GateOptions = field(default_factory=GateOptions)
-    triangulate: bool = True
-    """With known poses: also triangulate points, to start the Gaussians from."""
-
-
-@dataclass(frozen=True)
 class Posed:
     """Pinhole views whose files lie in the folder of their `transforms.json`, what they are worth, and how found."""
 
@@ -64,7 +53,7 @@ class Posed:
 def find_poses(
     footage: Footage,
     folder: Path,
-    options: PoseOptions = PoseOptions(),
+    options: PoseOptions = PoseOptions(),  # noqa: B008 (frozen)
     known: Views | None = None,
     progress: Progress = None,
 ) -> Posed:

@@ -18,23 +18,12 @@ import torch
 
 from gworld.capture.covisibility import firm_part, trim_to
 from gworld.capture.matching import Matched, Progress, open_database, quiet
+from gworld.capture.options import SolveOptions
 from gworld.formats.camera_models import ColmapCamera, optics_of
 from gworld.scene.views import View, Views
 
 STRAIGHT = "incremental, straight lens"
 ENOUGH = 0.95  # share of pictures registered by the incremental mapper with which the global one is not asked
-
-
-@dataclass(frozen=True)
-class SolveOptions:
-    """How poses are solved for."""
-
-    refine_known: bool = False
-    """Also refine the intrinsics of cameras whose intrinsics are known."""
-    threads: int = 2
-    """Threads."""
-    seed: int = 0
-    """Seed of everything random."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,10 @@ class Solution:
 
 
 def solve(
-    matched: Matched, workspace: Path, options: SolveOptions = SolveOptions(), progress: Progress = None
+    matched: Matched,
+    workspace: Path,
+    options: SolveOptions = SolveOptions(),  # noqa: B008 (frozen)
+    progress: Progress = None,
 ) -> Iterator[Solution]:
     """Yield the incremental solution and, where it falls short, another that takes every unknown lens for one that
     does not bend lines, and the global one; nothing where none is found."""
@@ -69,7 +61,11 @@ def solve(
 
 
 def solve_with_field(
-    matched: Matched, workspace: Path, degrees: float, options: SolveOptions = SolveOptions(), progress: Progress = None
+    matched: Matched,
+    workspace: Path,
+    degrees: float,
+    options: SolveOptions = SolveOptions(),  # noqa: B008 (frozen)
+    progress: Progress = None,
 ) -> Solution | None:
     """The incremental solution with the horizontal field of view of every unknown lens held at so many degrees.
 
@@ -129,7 +125,7 @@ def points_of(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(points), torch.from_numpy(colors)
 
 
-def triangulate(matched: Matched, views: Views, workspace: Path, options: SolveOptions = SolveOptions()) -> Any:
+def triangulate(matched: Matched, views: Views, workspace: Path, options: SolveOptions = SolveOptions()) -> Any:  # noqa: B008 (frozen)
     """Points seen by pictures whose poses are known: a reconstruction in which cameras stay as they are.
 
     `views` are pinhole views of the matched pictures, by their image files.

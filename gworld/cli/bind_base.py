@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from gworld.agents.kinematics import forward_kinematics, rest_values
 from gworld.agents.tree import Skeleton, link_index, value_slots
+from gworld.cli.bind import FindBase
 from gworld.cli.options import say
 from gworld.errors import InputError, UsageError
 from gworld.geometry import transform_from_pose
-from gworld.reconstruct.base_look import LookOptions
 from gworld.scene.cameras import Cameras
 from gworld.scene.episode import Episode
 from gworld.scene.views import cameras_of
@@ -26,45 +26,8 @@ if TYPE_CHECKING:
     from gworld.reconstruct.base import BaseFit, Sight
     from gworld.reconstruct.motion_film import Film, Plates
 
-Pose = tuple[float, float, float, float, float, float, float]
-HERE: Pose = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 MARKED = 40
 """Instants of a recording in which a marker is looked for."""
-
-
-@dataclass(frozen=True)
-class FindBase:
-    """With --base auto: by which evidence the robot's base is found."""
-
-    by: Literal["auto", "marker", "look", "hand"] = "auto"
-    """marker (a tag or board on or near the robot), look (draw the robot and compare), hand (a wrist camera's motion);
-    auto takes the marker or the wrist camera's views where they are given, else looks."""
-    episodes: Path | None = None
-    """An episode store with joint values and calibrated videos of fixed cameras."""
-    number: int = 0
-    """Which of its episodes, counted from 0."""
-    pictures: tuple[Path, ...] = ()
-    """Pictures that show a marker, named like the cameras that took them; instead of --find.episodes."""
-    cameras: Path | None = None
-    """Calibration of --find.pictures; the world's own cameras when not given."""
-    marker: str = ""
-    """`tag:FAMILY:NUMBER:SIDEm`, `charuco:COLUMNSxROWS:SQUAREm:TAGm:FAMILY` or `grid:..`."""
-    marker_link: str = ""
-    """The link that the marker sits on (or stands fixed to); the root when not given."""
-    marker_offset: Pose | None = HERE
-    """Where the marker stands in that link: x y z qw qx qy qz; None finds it too, if the link moves enough."""
-    views: Path | None = None
-    """Posed views of a wrist camera in this world, with times, as RUN/poses/transforms.json; joints come from
-    --find.episodes."""
-    hand: str = ""
-    """The link that the wrist camera sits on; the deepest one when not given."""
-    near: Pose = HERE
-    """Where the base is thought to be: x y z qw qx qy qz (look)."""
-    plates: Literal["video", "world"] = "video"
-    """What stands behind the robot (look): learned from the footage, or the world's static Gaussians, if the robot is
-    none of them."""
-    look: LookOptions = field(default_factory=LookOptions)
-    """How far and how finely is searched (look)."""
 
 
 @dataclass(frozen=True, eq=False)

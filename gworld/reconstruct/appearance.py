@@ -4,41 +4,18 @@ bounded distortion where pictures do not agree. All are learned beside the Gauss
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gworld.geometry import se3_exp
+from gworld.reconstruct.options import AppearanceOptions
 from gworld.render.native_train import AdamOptions, AdamState, new_adam_state
 from gworld.scene.cameras import Cameras
 
 GRID = (8, 12)
 MEMORY = AdamOptions(beta1=0.9, beta2=0.99)
 """A view is met once per epoch: its moments must forget sooner than those of Gaussians."""
-
-
-@dataclass(frozen=True)
-class AppearanceOptions:
-    """Which corrections are learned per picture, how fast, and how strongly they are held back."""
-
-    exposure: bool = True
-    """Learn a gain and an offset per picture and colour channel (exposure, white balance, black level)."""
-    exposure_rate: float = 1e-2
-    """Learning rate of exposure; like the other two it falls to a tenth."""
-    exposure_weight: float = 1e-2
-    """How strongly exposure is drawn to none."""
-    poses: bool | None = None
-    """Refine camera poses; None: where they were found by structure from motion, not where they were given."""
-    pose_rate: float = 3e-5
-    """Learning rate of poses: radians, and shares of the scene's width."""
-    pose_weight: float = 1e-4
-    """How strongly poses are drawn to where they were."""
-    distortion_px: float = 0.0
-    """Largest shift in pixels of a smooth per-picture distortion; 0 learns none."""
-    distortion_rate: float = 1e-2
-    """Learning rate of the distortion, in shares of its bound."""
 
 
 def new_appearance(count: int, options: AppearanceOptions, device: torch.device) -> dict[str, Tensor]:

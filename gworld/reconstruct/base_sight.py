@@ -20,6 +20,7 @@ from gworld.agents.tree import Skeleton
 from gworld.errors import InputError
 from gworld.geometry import se3_exp
 from gworld.reconstruct.motion_film import Film, Level, Plates, Shot, levels_of, shot_at
+from gworld.reconstruct.options import LookOptions
 from gworld.render.api import RenderOptions
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras
@@ -48,32 +49,6 @@ MOVING = 1e-3
 """A link whose pose in the robot's root changes by less never moves."""
 
 Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class LookOptions:
-    """How a robot's root is searched for in pictures."""
-
-    reach: float = 0.15
-    """Metres by which the root may be off on each axis."""
-    turn: float = 0.26
-    """Radians by which it may be turned about the vertical."""
-    tilt: float = 0.2
-    """Radians by which it may be tilted; never more than `turn`."""
-    instants: int = 8
-    """Instants of the recording, spread over its postures, that are compared."""
-    finest: int = 1
-    """Pictures are compared at this fraction of their size at the end (1: all pixels)."""
-    population: int = 64
-    """Guesses of the search."""
-    rounds: int = 24
-    """Generations of the search."""
-    least: float = 0.1
-    """Drawing the robot must explain at least this share of how its pixels differ from the scene behind it."""
-    density: float = 12_000.0
-    """Gaussians per square metre of the robot."""
-    seed: int = 0
-    """Seed of the search."""
 
 
 @dataclass(frozen=True, eq=False)

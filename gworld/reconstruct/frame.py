@@ -15,26 +15,11 @@ from gworld.capture.scale import parse_length, scale_from_depth, scale_from_leng
 from gworld.capture.similarity import Similarity, apply_similarity
 from gworld.capture.upright import estimate_up, level_similarity, parse_up, up_by_gravity
 from gworld.errors import InputError
+from gworld.reconstruct.options import FrameOptions
 from gworld.scene.views import Views
 
 LEAN = math.radians(3)
 """An IMU's word on up is taken as sure within this standard error."""
-
-
-@dataclass(frozen=True)
-class FrameOptions:
-    """How the world is turned upright and brought to metres."""
-
-    up: str = "auto"
-    """Which way is up in the poses: auto (from cameras, floors and walls), keep, `+z`, `-y`, or three numbers."""
-    scale_from: str = ""
-    """A known length, `A@X,Y+B@X,Y to A@X,Y+B@X,Y = 0.42 m`: two points, each marked in pictures A and B by pixels."""
-    clock: float = 2.0
-    """With a robot's or an IMU's log: its clock may be off by up to so many seconds."""
-    hand: float = 0.05
-    """With a robot's log: by what share distances between hand positions may be off in a world called metric."""
-    imu: float = 0.05
-    """With an IMU's log: by what share the scale may be unsure (one standard error) in a world called metric."""
 
 
 @dataclass(frozen=True)
