@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("mujoco", reason="MuJoCo is not installed")
 
 from gworld.bench import generate
+from gworld.bench.locality import reach
 from gworld.bench.offview import run_errand
 from gworld.bench.plan import act_out
 from gworld.bench.rank import POLICIES, pearson, success, violations
@@ -114,3 +115,10 @@ def test_a_run_of_generating_is_told_from_others(tmp_path: Path, monkeypatch: py
     assert set(made.digests) == {0, 1} and made.digests[0] != made.digests[1]
     assert (made.doubled, made.killed) == (0, 0) and made.seconds > 0
     assert generate._digest(tmp_path / "made", 0) == made.digests[0]
+
+
+def test_what_an_agent_can_act_on_is_what_meets_it_in_turn() -> None:
+    own = torch.tensor([False, True, False, False, False, False])
+    met = torch.tensor([[3, 2], [1, 3], [4, 5]])
+    assert reach(own, met).tolist() == [False, True, True, True, False, False]
+    assert reach(own, met[:0]).tolist() == own.tolist()

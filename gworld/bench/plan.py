@@ -20,7 +20,7 @@ from gworld.simulate.tasks import Judged, Task
 
 LOOK = PlanOptions(horizon=12, hold=3, samples=32, rounds=2, elites=5)
 AGAIN = 6
-STARTS, SECONDS = 5, 4.0
+STARTS, SECONDS = 12, 4.0
 FIRST = 9000
 PUBLISHED = 59.0
 """Percent of the gap between no model (0.38) and the true simulator (0.75) that a published model (0.60) closes."""

@@ -34,7 +34,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     away, back = (30, 10) if given.quick else (AWAY, BACK)
     with tempfile.TemporaryDirectory() as folder:
         recorded = open_recorded("push", Path(folder), width=160 if given.quick else 320)
-        world, _ = reconstruct_recorded(recorded, 0.2 if given.quick else 0.6)
+        world, _ = reconstruct_recorded(recorded, 0.2 if given.quick else 1.0)
         simulation = recorded.simulation
         still = dict.fromkeys(simulation.agents, "null")
         trace, _ = simulate_episode(simulation, still, SEED + given.seed, (away + back + 1) / FPS)

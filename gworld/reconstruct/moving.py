@@ -133,7 +133,12 @@ def reconstruct_moving(
 
 
 def coloured(bodies: Gaussians, footage: Footage) -> Gaussians:
-    """Bodies in the mean colours of the pixels that show them; grey where none does."""
+    """Bodies in the mean colours of the pixels that show them.
+
+    What none shows is like the nearest of its link that is seen; a link that is not seen at all is grey.
+    """
+    from scipy.spatial import cKDTree
+
     total, count = torch.zeros(len(bodies), 3), torch.zeros(len(bodies))
     for row in range(len(footage)):
         camera = footage.cameras[int(footage.camera[row])]
@@ -151,6 +156,12 @@ def coloured(bodies: Gaussians, footage: Footage) -> Gaussians:
         total[seen] += colours[seen]
         count[seen] += 1
     colours = torch.where(count[:, None] > 0, total / count.clamp_min(1)[:, None], torch.tensor(0.5))
+    for link in bodies.links.unique():
+        own = bodies.links == link
+        seen, hidden = ((own & shown).nonzero()[:, 0] for shown in (count > 0, count == 0))
+        if len(seen) and len(hidden):
+            _, nearest = cKDTree(bodies.means[seen].numpy()).query(bodies.means[hidden].numpy())
+            colours[hidden] = colours[seen[torch.from_numpy(nearest)]]
     return replace(bodies, sh=sh_from_rgb(colours)[:, None].contiguous())
 
 
