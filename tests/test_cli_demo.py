@@ -26,6 +26,7 @@ def test_films_become_a_judged_simulation(tmp_path: Path, capsys: pytest.Capture
     assert facts["simulate"]["trials"] == 1 and facts["simulate"]["seconds"] == pytest.approx(0.5)
     assert len(read_rollout(out / "demo.parquet")) == 11
     assert next(read_video(out / "demo.mp4")).shape == (2 * 180, 3 * 240 + 2 * 2, 3)
+    assert next(read_video(out / "refined.mp4")).shape[0] == 180
     page = (out / "report.html").read_text()
     assert "data:video/mp4;base64," in page and "http" not in page.replace("http-equiv", "")
     record = json.loads((out / "demo-run.json").read_text())

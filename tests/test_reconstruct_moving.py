@@ -12,7 +12,14 @@ import torch
 from gworld.data.shapes import Paint, box
 from gworld.dynamics.shapes import planes_from_gaussians
 from gworld.errors import InputError
-from gworld.reconstruct.moving import Footage, MovingOptions, read_footage, reconstruct_moving
+from gworld.reconstruct.moving import (
+    Footage,
+    MovingOptions,
+    coloured,
+    footage_coverage,
+    read_footage,
+    reconstruct_moving,
+)
 from gworld.reconstruct.options import FitOptions
 from gworld.render.metrics import psnr
 from gworld.render.select import render
@@ -73,9 +80,10 @@ def test_table_block_and_other_instants_are_learned(tmp_path: Path) -> None:
         FitOptions(steps=200, gaussians=2500, sh_degree=0, hold_out=0, score_every=0), 160, spacing=0.02
     )
     stages: list[str] = []
-    bound = replace(world, gaussians=replace(world.gaussians, sh=grey))
+    bound = replace(world, gaussians=replace(world.gaussians, sh=grey), background=(0.5, 0.5, 0.5))
     made, fit = reconstruct_moving(bound, footage, tmp_path, options, lambda stage, share: stages.append(stage))
     assert set(stages) == {"plates", "static", "together"} and len(fit.gaussians) > 500
+    assert made.background == fit.background == (0.0, 0.0, 0.0)  # what it was drawn over while it was fitted
     static = select_gaussians(made.gaussians, made.gaussians.links == 0)
     planes = planes_from_gaussians(static, world.rest_poses()[1:, :3, 3])
     top = [plane for plane in planes.tolist() if plane[2] > 0.999]
@@ -88,6 +96,27 @@ def test_table_block_and_other_instants_are_learned(tmp_path: Path) -> None:
     block = select_gaussians(made.gaussians, made.gaussians.links == 1)
     colours = rgb_from_sh(block.sh[:, 0])
     assert float(colours[:, 2].mean()) > 1.5 * float(colours[:, 0].mean())  # blue, though it was bound dark grey
+
+
+def test_a_standing_camera_counts_once_for_what_stands_still() -> None:
+    world = table_world()
+    turn = torch.arange(8) * 0.8
+    footage = footage_of(world, eyes(), 0.28 * torch.stack([turn.cos(), turn.sin()], dim=1))
+    coverage = footage_coverage(world.gaussians, footage)
+    bits = torch.from_numpy(np.unpackbits(coverage.views.numpy(), axis=1)).sum(1)
+    still, cameras = world.gaussians.links == 0, len(footage.cameras)
+    assert len(coverage.origins) == len(footage) == 8 * cameras
+    assert 2 <= int(bits[still].max()) <= cameras < int(bits[~still].max())
+    # The block is seen from other sides as it moves, so each instant counts for it.
+
+
+def test_what_no_picture_shows_is_coloured_like_its_surroundings() -> None:
+    world = table_world()
+    block = select_gaussians(world.gaussians, world.gaussians.links == 1)
+    made = coloured(block, footage_of(world, eyes(), torch.tensor([[0.1, 0.1]])))
+    under = block.means[:, 2] < block.means[:, 2].min() + 0.005
+    colours = rgb_from_sh(made.sh[:, 0])[under]
+    assert int(under.sum()) > 20 and bool(((colours - 0.5).abs().amax(1) > 0.01).all())  # no camera looks from below
 
 
 def shown(gaussians: Gaussians, footage: Footage) -> torch.Tensor:

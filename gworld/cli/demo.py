@@ -13,10 +13,11 @@ from gworld.errors import InputError, UsageError
 from gworld.files import atomic_folder
 
 CLIP = "tabletop.mp4"
-OWN = ("README.txt", "world", "dynamics", "fit", "demo.mp4", "demo.parquet", "demo-*", "report.html")
+OWN = ("README.txt", "world", "dynamics", "fit", "demo.mp4", "demo.parquet", "demo-*", "refined.mp4", "report.html")
 ABOUT = """world/ the scene as Gaussians, learned from 12 cameras' films, with two robots and three things bound to it
 dynamics/ how pushed things move, learned from 24 recordings
 demo.mp4 a recording that nothing was learned from: truth above, its simulation from the same actions below
+refined.mp4 the simulation from one camera, as rendered and refined where the world is unsure of itself
 report.html how good that is; demo.parquet the motion, demo-errors.csv its errors
 """
 
@@ -45,7 +46,7 @@ def run(options: Options) -> None:
         asked = f"--seconds {options.seconds} --train {options.train} --effort {options.effort}"
         raise UsageError(f"`{asked}` does not fit; 0.1 to 4.8, 1 to 10000 and 0.01 to 100 do.")
     facts: dict[str, Any] = {}
-    from gworld.cli.demo_steps import find_recording, learn_motion, reconstruct_scene, simulate_held_out
+    from gworld.cli.demo_steps import find_recording, learn_motion, reconstruct_scene, refine_film, simulate_held_out
 
     recording, out = find_recording(), options.out
     with atomic_folder(out, own=OWN, overwrite=options.overwrite) as folder:
@@ -57,6 +58,7 @@ def run(options: Options) -> None:
          lambda: learn_motion(recording, out, options.train, options.effort)),
         ("simulate", "simulating a recording that nothing was learned from, under its own actions",
          lambda: simulate_held_out(recording, out, options.seconds)),
+        ("refine", "refining the film where the world is unsure of itself", lambda: refine_film(out)),
     )  # fmt: skip
     seconds = {}
     for number, (name, about, step) in enumerate(steps, 1):
@@ -85,6 +87,6 @@ def _close(options: Options, facts: dict[str, Any]) -> None:
         print_json(facts)
         return
     out = shlex.quote(str(options.out))
-    say(f"made {options.out}: world/, dynamics/, demo.mp4 (truth above prediction), report.html")
+    say(f"made {options.out}: world/, dynamics/, demo.mp4 (truth above prediction), refined.mp4, report.html")
     say(f"result: {found['headline']} In {sum(facts['seconds'].values()):.0f} s.")
     say(f"next: gworld simulate --world {out}/world --dynamics {out}/dynamics --rate 20 --policy random")

@@ -15,8 +15,9 @@ from gworld.agents.kinematics import rest_values
 from gworld.agents.skeleton import read_robot
 from gworld.agents.skinning import SkinOptions
 from gworld.agents.tree import Skeleton, value_slots
-from gworld.cli import evaluate, simulate
+from gworld.cli import evaluate, refine, simulate
 from gworld.cli.options import say
+from gworld.cli.refine_film import choose_refiner
 from gworld.data.store import EpisodeSet, open_episodes, read_episode
 from gworld.dynamics.drives import world_drives
 from gworld.dynamics.network import Dynamics, NetworkConfig
@@ -28,7 +29,8 @@ from gworld.errors import InputError
 from gworld.files import read_json
 from gworld.formats.world import load_world
 from gworld.geometry import transform_from_pose
-from gworld.reconstruct.moving import MovingOptions, read_footage, reconstruct_moving
+from gworld.reconstruct.coverage import save_coverage
+from gworld.reconstruct.moving import MovingOptions, footage_coverage, read_footage, reconstruct_moving
 from gworld.reconstruct.options import FitOptions
 from gworld.scene.episode import Episode
 from gworld.scene.gaussians import Gaussians
@@ -96,7 +98,8 @@ def reconstruct_scene(recording: Recording, out: Path, effort: float) -> dict[st
     options = MovingOptions(static, steps=max(1, round(600 * effort)), spacing=0.012)
     told = _teller()
     world, _ = reconstruct_moving(bound, footage, out / "fit", options, told)
-    save_bound(world, robots, out / "world")
+    coverage = footage_coverage(world.gaussians, footage)
+    save_bound(world, robots, out / "world", also=lambda folder: save_coverage(coverage, folder))
     return {"gaussians": len(world.gaussians), "pictures": len(footage)}
 
 
@@ -134,6 +137,19 @@ def simulate_held_out(recording: Recording, out: Path, seconds: float) -> dict[s
     simulate.run(options)
     page = evaluate.Options(run=out / "demo.mp4", out=out / "report.html", width=240, films=1, overwrite=True)
     return evaluate.make(page)
+
+
+def refine_film(out: Path) -> dict[str, Any]:
+    """Draw the simulated motion for one camera and refine it where the world is unsure; nothing without a refiner."""
+    try:
+        place = choose_refiner(None, None)
+    except InputError as error:
+        say(f"  left out: {error}")
+        return {}
+    film = out / "refined.mp4"
+    refine.run(refine.Options(out / "demo.parquet", world=out / "world", refiner=place, out=film, width=240,
+                              beside=True, overwrite=True))  # fmt: skip
+    return {"out": str(film)}
 
 
 def _nothing() -> Gaussians:

@@ -18,8 +18,10 @@ from gworld.errors import InputError
 from gworld.files import atomic_folder
 from gworld.formats.registry import world_folder
 from gworld.formats.world import load_world, save_world
-from gworld.reconstruct.moving import Footage, MovingOptions, read_footage, reconstruct_moving
+from gworld.reconstruct.coverage import save_coverage
+from gworld.reconstruct.moving import Footage, MovingOptions, footage_coverage, read_footage, reconstruct_moving
 from gworld.reconstruct.options import FitOptions
+from gworld.render.api import RenderOptions
 from gworld.render.metrics import psnr
 from gworld.render.select import render
 from gworld.render.video import as_uint8, open_video
@@ -71,6 +73,7 @@ def reconstruct_scan(scan: Scan, progress: Callable[[str, float], None]) -> dict
     world, _ = reconstruct_moving(bound, footage, scan.out / "fit", moving_options(scan.fit), progress)
     world = replace(world, folder=bound.folder, dynamics=bound.dynamics, refiner=None)
     save_world(world, scan.out / "world")
+    save_coverage(footage_coverage(world.gaussians, footage), scan.out / "world")
     facts: dict[str, Any] = {"out": str(scan.out), "gaussians": len(world.gaussians), "pictures": len(footage)}
     if held is None:
         return facts | {"psnr": None, "lines": _lines(scan, world, "nothing was held out: there is one episode")}
@@ -112,8 +115,9 @@ def judge_world(world: World, learned: Footage, held: Footage, film: Path) -> tu
 
 def _draw(world: World, held: Footage, row: int) -> Tensor:
     camera = held.cameras[int(held.camera[row])]
+    options = RenderOptions(background=world.background or (0.0, 0.0, 0.0))
     with torch.no_grad():
-        drawn = render(world.gaussians, held.poses[row][None], camera, outputs=("rgb",)).rgb
+        drawn = render(world.gaussians, held.poses[row][None], camera, outputs=("rgb",), options=options).rgb
     assert drawn is not None
     return drawn[0, 0].clamp(0, 1)
 

@@ -19,10 +19,12 @@ from torch import Tensor
 from gworld.data.clips import read_frames
 from gworld.errors import InputError
 from gworld.geometry import transform_from_pose
+from gworld.reconstruct.coverage import MAX_VIEWS, Coverage, measure_coverage
 from gworld.reconstruct.fit import Fit, fit_views
 from gworld.reconstruct.optimise import choose_tools, decayed, gaussians_step
 from gworld.reconstruct.options import FitOptions
 from gworld.reconstruct.state import NAMES, gaussians_of
+from gworld.render.api import RenderOptions
 from gworld.render.native_train import new_adam_state
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras, project_points
@@ -128,8 +130,25 @@ def reconstruct_moving(
     static = fit.gaussians if laid is None or height is None else without_slab(fit.gaussians, laid, height)
     parts = [part for part in (static, laid, bodies) if part is not None]
     kept = torch.arange(sum(map(len, parts))) >= len(static)
-    whole = fit_together(join_gaussians(parts), kept, footage, options, progress)
-    return replace(bound, gaussians=whole, cameras=footage.cameras, folder=None), fit
+    whole = fit_together(join_gaussians(parts), kept, footage, options, progress, fit.background)
+    return replace(bound, gaussians=whole, cameras=footage.cameras, background=fit.background, folder=None), fit
+
+
+def footage_coverage(gaussians: Gaussians, footage: Footage) -> Coverage:
+    """From where Gaussians were seen; for what stands still a standing camera counts once, however often it looked."""
+    rows = torch.linspace(0, len(footage) - 1, min(len(footage), MAX_VIEWS)).round().long()
+    camera = torch.from_numpy(footage.camera)[rows]
+    taken = [footage.cameras[int(index)] for index in camera]
+    found = measure_coverage(gaussians, taken, world_from_link=footage.poses[rows])
+    still, shifts = gaussians.links == 0, torch.arange(8, dtype=torch.uint8)
+    seen = ((found.views[still, :, None] >> shifts) & 1).flatten(1)
+    once = torch.zeros_like(seen)
+    for index in camera.unique():
+        own = (camera == index).nonzero()[:, 0]
+        once[:, own[0]] = seen[:, own].amax(1)
+    views = found.views.clone()
+    views[still] = (once.unflatten(1, (-1, 8)) << shifts).sum(-1).to(torch.uint8)
+    return replace(found, views=views)
 
 
 def coloured(bodies: Gaussians, footage: Footage) -> Gaussians:
@@ -311,9 +330,10 @@ def fit_together(
     footage: Footage,
     options: MovingOptions,
     progress: Callable[[str, float], None] = lambda stage, share: None,
+    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Gaussians:
     """Scene and bodies moved towards the pictures, each drawn with its own poses; what is `known` keeps its shape."""
-    width = fit_width(footage)
+    width, drawing = fit_width(footage), RenderOptions(background=background)
     params = {name: getattr(gaussians, name).clone().contiguous() for name in NAMES}
     links = gaussians.links
     kept = {name: params[name][known].clone() for name in HELD}
@@ -327,7 +347,11 @@ def fit_together(
         leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
         camera = footage.cameras[int(footage.camera[row])]
         drawn = render(
-            replace(gaussians_of(leaves), links=links), footage.poses[row][None], camera, outputs=("rgb",)
+            replace(gaussians_of(leaves), links=links),
+            footage.poses[row][None],
+            camera,
+            outputs=("rgb",),
+            options=drawing,
         ).rgb
         assert drawn is not None
         truth = torch.from_numpy(footage.pictures[row]).float() / 255

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gworld.dynamics.state import move_frames
+from gworld.render.api import RenderOptions
 from gworld.render.metrics import psnr
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras
@@ -72,8 +73,11 @@ def motion_ratio(world: World, predicted: Float[Tensor, "T L 4 4"], truth: Float
 
 def draw_rows(world: World, cameras: Cameras, poses: Float[Tensor, "T L 4 4"]) -> Float[Tensor, "T C H V 3"]:
     """Pictures of a motion from all cameras."""
+    options = RenderOptions(background=world.background or (0.0, 0.0, 0.0))
     with torch.no_grad():
-        drawn = [render(world.gaussians, chunk, cameras, outputs=("rgb",)).rgb for chunk in poses.split(4)]
+        drawn = [
+            render(world.gaussians, chunk, cameras, outputs=("rgb",), options=options).rgb for chunk in poses.split(4)
+        ]
     return torch.cat([part for part in drawn if part is not None]).clamp(0, 1)
 
 
