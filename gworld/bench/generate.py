@@ -26,7 +26,7 @@ from gworld.data.store import open_episodes, read_episode
 from gworld.errors import InputError
 from gworld.formats.world import save_world
 
-EPISODES, SECONDS = 12, 4.0
+EPISODES, SECONDS = 6, 4.0
 POLICY = "random:2,extreme:2,expert:1,adversarial:1"
 TOKEN = "GWORLD_BENCH_TOKEN"
 """Environment variable by which a run's own workers are known."""

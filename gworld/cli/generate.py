@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,11 +101,12 @@ def run(options: Options) -> None:
     recipe = Recipe(variation=variation, **chosen)
     plan = Plan(options.episodes, options.demos, options.demo_share, options.hard_share, options.spread, options.round)
     begin = time.monotonic()
-    backend = _backend(options, recipe, options.out / PARTS)
-    try:
-        found = produce(recipe, plan, options.out, backend, ticker("generate", options.episodes, begin))
-    finally:
-        getattr(backend, "close", lambda: None)()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what it says of lost workers; it is no result
+        backend = _backend(options, recipe, options.out / PARTS)
+        try:
+            found = produce(recipe, plan, options.out, backend, ticker("generate", options.episodes, begin))
+        finally:
+            getattr(backend, "close", lambda: None)()
     seconds = time.monotonic() - begin
     if options.lerobot is not None:
         from gworld.data.lerobot_write import write_lerobot
