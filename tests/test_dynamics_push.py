@@ -23,7 +23,7 @@ from gworld.dynamics.rollout import predict_poses, roll_motion
 from gworld.dynamics.saved import load_model
 from gworld.dynamics.stages import fit_alone
 from gworld.dynamics.state import still_motion
-from gworld.dynamics.support import Grounded, lifted
+from gworld.dynamics.support import Grounded, _sides, lifted
 from gworld.dynamics.tokens import Agent, compile_scene
 from gworld.geometry import transform_from_pose
 from gworld.scene.world import ActionSpec
@@ -131,7 +131,7 @@ def test_no_impulse_is_asked_of_what_gives_way_by_rounding_alone() -> None:
     one, none = torch.tensor([1]), torch.tensor([0])
     for slant in (0.0, 3e-4, 3e-3):
         normal = torch.nn.functional.normalize(torch.tensor([[slant, 0.0, 1.0]]), dim=-1)
-        contacts = Contacts(one, none, normal, zero[:1], zero[:1], torch.zeros(1), torch.zeros(1))
+        contacts = Contacts(one, none, normal, zero[:1], zero[:1], *torch.zeros(3, 1))
         response = Response(torch.zeros(1), torch.full((1,), 0.5))
         impulse, _ = solve_contacts(bodies, matter, contacts, response, 12)
         change = spread_impulses(bodies, matter, contacts, impulse)
@@ -191,7 +191,7 @@ def test_what_slides_stops_where_friction_says() -> None:
             support.brake.fill_(math.log(2.3))
             first = last = bodies_of(scene, motion, motion.twists)
             for _ in range(round(0.4 / seconds)):
-                last = support(scene, Grounded(scene.free, up), last, seconds)
+                last = support(scene, _ground(scene.free, up), last, seconds)
                 last = replace(last, place=last.place + last.speed * seconds)
         way = (last.place - first.place)[scene.free]
         assert way[:, 0].numpy() == pytest.approx(0.31**2 / 4.6, abs=1e-5)
@@ -280,14 +280,14 @@ def test_a_push_on_a_link_moves_its_chain_and_joint_work_is_kept() -> None:
 
 def test_what_is_drawn_up_by_more_than_its_weight_no_longer_lies() -> None:
     up = torch.tensor([0.0, 0.0, 1.0]).expand(3, 3)
-    grounded = Grounded(torch.tensor([False, True, True]), up)
+    grounded = _ground(torch.tensor([False, True, True]), up)
     rows, zero = torch.tensor([1, 1, 2]), torch.zeros(3, 3)
     none = torch.zeros(3, dtype=torch.int64)
-    contacts = Contacts(rows, none, torch.eye(3)[[0, 0, 0]], zero, zero, torch.zeros(3), torch.zeros(3))
+    contacts = Contacts(rows, none, torch.eye(3)[[0, 0, 0]], zero, zero, *torch.zeros(3, 3))
     matter = Matter(torch.tensor([0.0, 2.0, 2.0]), torch.zeros(3, 3, 3), grounded.lies, up, torch.ones(3))
     fall = torch.tensor([0.0, 0.0, -0.5]).expand(3, 3)
     draws = torch.tensor([[0.7, 0.0, 0.2], [-0.7, 0.0, 0.2], [0.7, 0.0, 0.2]])  # pinched from both sides, and from one
-    after = lifted(grounded, contacts, draws, fall, matter)
+    after = lifted(grounded, contacts, draws, fall, matter, torch.tensor(0.1))
     assert after.lies.tolist() == [False, False, True]
     slanted = torch.tensor([[0.6, 0.0, 0.8]]).expand(3, 3)
     assert gives_along(matter, rows, slanted).numpy() == pytest.approx(2.0 * 0.36)
@@ -298,3 +298,9 @@ def slider() -> Skeleton:
     bodies = (Body("base", -1, np.eye(4)), Body("cart", 0, np.eye(4)))
     joint = Joint("x", "prismatic", 1, np.array([1.0, 0, 0]), np.zeros(3), (0.0,), -1.0, 1.0)
     return Skeleton("slider", bodies, (joint,))
+
+
+def _ground(lies: torch.Tensor, up: torch.Tensor) -> Grounded:
+    """Cubes a decimetre wide on a plane."""
+    side = _sides(up)
+    return Grounded(lies, up, torch.full((len(up),), 0.05), side, torch.full(side.shape[:2], 0.05))

@@ -46,7 +46,9 @@ def attrib_rows(name: str, stage: Stage, model: Dynamics, effort: Effort, seed: 
     for kind in KINDS:
         seeds = range(7000 + seed, 7000 + seed + effort.tests)
         data = stage_recordings(stage, act(stage, kind, seeds, 3.0 + START / FPS + 0.1))
-        batch = cut_batch(data, torch.tensor([[e, START] for e in range(len(data))]), steps)
+        batch = cut_batch(
+            data, torch.tensor([[e, START] for e in range(len(data))]), steps, model.belief, model.actuation
+        )
         first = batch.scene.agents[0].name
         swapped = {**batch.actions, first: batch.actions[first].roll(1, 0)}
         with torch.no_grad():

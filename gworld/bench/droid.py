@@ -18,6 +18,7 @@ from gworld.bench.rows import Row, at_most
 from gworld.data.annotated import is_annotated, open_annotated
 from gworld.data.shapes import plain, sphere
 from gworld.data.source import ROBOT
+from gworld.dynamics.actuation import actuation_of
 from gworld.dynamics.drives import make_drive
 from gworld.dynamics.network import Dynamics, NetworkConfig
 from gworld.dynamics.recordings import CONTEXT, Recordings, cut_batch, gather_recordings, select_recordings
@@ -147,7 +148,9 @@ def foretell(skeleton: Skeleton, hand: Hand, model: Dynamics) -> tuple[dict[str,
     data = hand_recordings(skeleton, [hand], whole=True)
     last = max(HORIZONS)
     first = torch.arange(CONTEXT - 1, len(hand.joints) - last, 3)
-    batch = cut_batch(data, torch.stack([torch.zeros_like(first), first], dim=1), last, model.belief)
+    batch = cut_batch(
+        data, torch.stack([torch.zeros_like(first), first], dim=1), last, model.belief, actuation_of(model)
+    )
     with torch.no_grad():
         moved = predict_poses(model, batch.scene, batch.start, batch.actions, last, data.drives)
     at = torch.tensor(HORIZONS)

@@ -17,6 +17,7 @@ from gworld.bench.catalogue import BenchInput
 from gworld.bench.follow_data import FPS, Stage, act, nudged, open_stage, stage_recordings
 from gworld.bench.rows import Row, at_least, at_most
 from gworld.data.simulated import Trace
+from gworld.dynamics.actuation import actuation_of
 from gworld.dynamics.baselines import ConstantVelocity, Copy, KinematicsOnly
 from gworld.dynamics.network import Dynamics, Model, NetworkConfig
 from gworld.dynamics.recordings import Recordings, cut_batch, split_recordings
@@ -110,7 +111,7 @@ def stage_rows(name: str, stage: Stage, model: Dynamics, effort: Effort, seed: i
 
 def places(model: Model, data: Recordings, windows: Tensor, steps: int) -> Tensor:
     """Predicted places [B,H,L,3]."""
-    batch = cut_batch(data, windows, steps)
+    batch = cut_batch(data, windows, steps, model.belief, actuation_of(model))
     with torch.no_grad():
         return predict_poses(model, batch.scene, batch.start, batch.actions, steps, data.drives)[..., :3, 3]
 
@@ -157,7 +158,7 @@ def film_rows(
     """How much worse the picture of the future gets when the actions are not those that were done, beside the same of
     the true simulator started a millimetre off."""
     windows = torch.tensor([[e, STARTS[0]] for e in range(min(4, len(data)))])
-    batch = cut_batch(data, windows, steps)
+    batch = cut_batch(data, windows, steps, model.belief, model.actuation)
     names = list(batch.actions)
     told = {
         "right": batch.actions,

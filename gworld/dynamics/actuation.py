@@ -160,7 +160,7 @@ class Actuation(nn.Module):
         aimed = aim + torch.minimum(torch.maximum(told - aim, -pace * seconds), pace * seconds)
         aimed = torch.minimum(torch.maximum(aimed, value - lead), value + lead)
         ramp, turn = (aimed - aim) / seconds, servo[kind, row]
-        behind = -self._trail()[kind, row] * ramp
+        behind = -self.trail()[kind, row] * ramp
         error, change = value - aim - behind, rate - ramp
         follow = aimed + behind + turn[:, 0, 0] * error + turn[:, 0, 1] * change - value
         paced = ramp + turn[:, 1, 0] * error + turn[:, 1, 1] * change
@@ -177,6 +177,33 @@ class Actuation(nn.Module):
         after = Joints(values.index_add(1, slot, way), rates.index_copy(1, slot, rate), aims.index_copy(1, slot, aim))
         ease, keeps = (blank.index_copy(1, slot, part.expand_as(value)) for part in (gives, kept))
         return self.limit(drive, after), Yield(ease, keeps)
+
+    def recall(
+        self, agent: Agent, drive: Drive, values: Float[Tensor, "B K V"], told: Float[Tensor, "B K-1 A"], seconds: float
+    ) -> Float[Tensor, "B S"]:
+        """The memory at the last of K frames `seconds` apart, of which joint values are known, and actions before the
+        last: where servos aim by then. A gripper that holds something aims far within it."""
+        rates = (1.5 * (values[:, -1] - values[:, -2]) - 0.5 * (values[:, -2] - values[:, -3])) / seconds
+        low, high = (told.new_tensor(limit) for limit in (agent.action.low, agent.action.high))
+        kind, row, slot, slope, offset = _tables(drive, values)
+        part = list(drive.components)
+        wanted = torch.minimum(torch.maximum(told, low), high)[..., part] * slope + offset
+        span = (high - low)[part] * slope.abs()
+        pace, lead = (p.clamp(-8.0, 8.0).exp()[kind, row] * span for p in (self.pace, self.lead))
+        reached, trail = values[..., slot], self.trail()[kind, row]
+        ways = reached.diff(dim=1)
+        pasts = torch.cat([1.5 * ways[:, :1] - 0.5 * ways[:, 1:2], 0.5 * (ways[:, :-1] + ways[:, 1:])], dim=1) / seconds
+        pasts = torch.cat([pasts, rates[:, None, slot]], dim=1)
+        usual = reached + trail * torch.where(kind == KINDS.index("velocity"), 0.0, pasts)  # as the motion tells
+        aims = usual[:, 0]
+        for frame in range(1, reached.shape[1]):
+            ramp = (wanted[:, frame - 1] - aims).clamp(-pace * seconds, pace * seconds)
+            aims = torch.minimum(torch.maximum(aims + ramp, reached[:, frame] - lead), reached[:, frame] + lead)
+            moves = (ways[:, frame - 1] / torch.where(ramp.abs() > 0.01 * pace * seconds, ramp, torch.inf)).clamp(0, 1)
+            aims = torch.lerp(aims, usual[:, frame], moves)  # what moves with its aim tells where that is
+            aims = torch.where(torch.isfinite(aims), aims, usual[:, frame])
+        aims = torch.where(kind == KINDS.index("velocity"), usual[:, -1], aims)
+        return self.pack(drive, Joints(values[:, -1], rates, values[:, -1].index_copy(1, slot, aims)))
 
     def linkage(
         self, scene: Scene, drives: Mapping[str, Drive], joints: Mapping[str, Joints], gives: Mapping[str, Yield]
@@ -215,12 +242,18 @@ class Actuation(nn.Module):
     def _behind(self, drive: Drive, rates: Tensor) -> Tensor:
         """How far joints that move evenly at `rates` are behind where they aim."""
         kind, row, slot, _, _ = _tables(drive, rates)
-        lag = torch.where(kind == KINDS.index("velocity"), torch.zeros_like(rates[0, slot]), self._trail()[kind, row])
+        lag = torch.where(kind == KINDS.index("velocity"), torch.zeros_like(rates[0, slot]), self.trail()[kind, row])
         return torch.zeros_like(rates).index_copy(1, slot, lag * rates[:, slot])
 
-    def _trail(self) -> Tensor:
+    def trail(self) -> Tensor:
         """Seconds by which servos are behind an aim that moves evenly."""
         return 2.0 * (self.damp.clamp(-3.0, 3.0) - self.swing.clamp(-2.0, 7.0)).exp()
+
+
+def actuation_of(model: object) -> Actuation | None:
+    """How whatever predicts motion lets actions drive joints; None where it does not."""
+    found = getattr(model, "actuation", None)
+    return found if isinstance(found, Actuation) else None
 
 
 def driven_agents(scene: Scene, drives: Mapping[str, Drive]) -> list[tuple[Agent, Drive]]:

@@ -18,6 +18,9 @@ from gworld.dynamics.tokens import FAR, Scene, shape_values
 NEWTON = 4
 """Steps towards the instant of contact of a ball: its gap is convex in time, so they never overshoot."""
 
+STRUCK = 2
+"""How many bodies on, from the one that is struck, contacts of a step are looked for at the pace of what strikes."""
+
 EAGER = 0.2
 """How much farther (radii) than at its present pace a driven link is looked for contact in a step."""
 
@@ -54,7 +57,8 @@ class Candidates:
 class Contacts:
     """Q contacts: bodies, normal [Q,3] from b to a, levers [Q,3] from each centre of mass to the point of contact at
     its instant, gap [Q] m then (of points: at the substep's start), and when in the substep [Q] (seconds; of points 0:
-    many touch at once and hold each other, so each is asked to close no more than its gap)."""
+    many touch at once and hold each other, so each is asked to close no more than its gap); lasts [Q] seconds over
+    which pushes are held against (balls are struck at an instant: 0; points touch all along)."""
 
     a: Int[Tensor, " Q"]
     b: Int[Tensor, " Q"]
@@ -63,6 +67,7 @@ class Contacts:
     arm_b: Float[Tensor, "Q 3"]
     gap: Float[Tensor, " Q"]
     when: Float[Tensor, " Q"]
+    lasts: Float[Tensor, " Q"]
 
     def __len__(self) -> int:
         return len(self.a)
@@ -116,12 +121,19 @@ def near_pairs(
     place = bodies.place.detach().view(worlds, links, 3)
     pace = bodies.speed.detach().norm(dim=-1) + bodies.push.detach().norm(dim=-1) * seconds
     turning = bodies.spin.detach().norm(dim=-1) * shapes.bound.clamp_min(0)
-    reach = (shapes.bound + (2.0 * pace + turning) * seconds).view(worlds, links)
-    slack = 0.02 * scene.scale[:, None]
+    own = (shapes.bound + turning * seconds).view(worlds, links)
+    pace, slack = pace.view(worlds, links), 0.02 * scene.scale[:, None]
     if linkage is not None:  # what is driven may still gain speed
-        reach = reach + EAGER * scene.scale[:, None] * linkage.driven.view(worlds, links)
+        own = own + EAGER * scene.scale[:, None] * linkage.driven.view(worlds, links)
     i, j = scene.pairs[:, 0], scene.pairs[:, 1]
     apart = (place[:, i] - place[:, j]).norm(dim=-1)
+    for _ in range(STRUCK if bool((shapes.row >= 0).any()) else 0):  # what is at rest may be struck, and strike on
+        reach = own + 2.0 * pace * seconds
+        meets = apart < reach[:, i] + reach[:, j] + slack
+        faster = torch.where(meets, torch.maximum(pace[:, i], pace[:, j]), 0.0)
+        pace = pace.scatter_reduce(1, i.expand_as(faster), faster, "amax")
+        pace = pace.scatter_reduce(1, j.expand_as(faster), faster, "amax")
+    reach = own + 2.0 * pace * seconds
     w, p = (apart < reach[:, i] + reach[:, j] + slack).nonzero(as_tuple=True)
     first, second = w * links + i[p], w * links + j[p]
     swap = (shapes.radius[first] == 0) & (shapes.radius[second] > 0)
@@ -177,6 +189,11 @@ def rate_at(bodies: Bodies, contacts: Contacts) -> Float[Tensor, "Q 3"]:
     )
 
 
+def pushed_at(bodies: Bodies, contacts: Contacts) -> Float[Tensor, "Q 3"]:
+    """What pushes add to `rate_at` while a contact lasts."""
+    return (bodies.push[contacts.a] - bodies.push[contacts.b]) * contacts.lasts[:, None]
+
+
 def _velocity(bodies: Bodies, row: Tensor, arm: Tensor, when: Tensor) -> Tensor:
     return bodies.speed[row] + bodies.push[row] * when[:, None] + torch.linalg.cross(bodies.spin[row], arm)
 
@@ -202,7 +219,7 @@ def _ball_contacts(
             when = torch.where((rate < 0) & (started > 0), wait.clamp(0, seconds), when)
     scale = scene.scale[a // scene.solid.shape[1]]
     met = (rate < 0) & (gap < 1e-4 * scale)
-    found = Contacts(a, b, normal, arm_a, arm_b, gap.clamp_max(0.0), when)
+    found = Contacts(a, b, normal, arm_a, arm_b, gap.clamp_max(0.0), when, torch.zeros_like(when))
     return pick_contacts(found, met.nonzero()[:, 0]), overlaps
 
 
@@ -223,7 +240,8 @@ def _point_contacts(
     rate = ((speed + 0.5 * seconds * push[:, None]) * normal).sum(-1)
     row, k = ((gap + rate * seconds < 0) & (rate < 0) | (gap < 0)).nonzero(as_tuple=True)
     gap = gap[row, k]
-    return Contacts(a[row], b[row], normal[row, k], arm_a[row, k], arm_b[row, k], gap, torch.zeros_like(gap)), overlaps
+    when, lasts = torch.zeros_like(gap), torch.full_like(gap, seconds)
+    return Contacts(a[row], b[row], normal[row, k], arm_a[row, k], arm_b[row, k], gap, when, lasts), overlaps
 
 
 def body_points(scene: Scene, shapes: Shapes, bodies: Bodies, rows: Tensor) -> Float[Tensor, "C M 3"]:
@@ -295,4 +313,4 @@ def _pick(near: Candidates, rows: Tensor) -> Candidates:
 def _no_contacts(bodies: Bodies) -> Contacts:
     none = torch.zeros(0, dtype=torch.int64, device=bodies.place.device)
     empty = bodies.place.new_zeros
-    return Contacts(none, none, empty(0, 3), empty(0, 3), empty(0, 3), empty(0), empty(0))
+    return Contacts(none, none, empty(0, 3), empty(0, 3), empty(0, 3), empty(0), empty(0), empty(0))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gworld.dynamics.contact import Bodies, Contacts, rate_at
+from gworld.dynamics.contact import Bodies, Contacts, pushed_at, rate_at
 from gworld.dynamics.linkage import Linkage, body_changes, ease_at, joint_changes, point_reach
 
 LEVEL = 1e-3
@@ -69,8 +69,9 @@ def solve_contacts(
     ease_b, slip_b = _ease(matter, spun, b, arm_b, normal)
     ease, slip = ease_a * count[a] + ease_b * count[b], slip_a * count[a] + slip_b * count[b]
     gives = ease > LEVEL * slip  # else nothing moves along the normal, and no impulse would ever be enough
-    free = rate = rate_at(bodies, contacts)
-    wanted = -response.restitution * (rate * normal).sum(-1).clamp_max(0.0)
+    struck = rate_at(bodies, contacts)
+    free = rate = struck + pushed_at(bodies, contacts)
+    wanted = -response.restitution * (struck * normal).sum(-1).clamp_max(0.0)
     wanted = wanted if response.closing is None else wanted - response.closing
     press = torch.zeros_like(ease)
     drag = torch.zeros_like(normal)
@@ -95,6 +96,19 @@ def solve_contacts(
             drag = drag * (response.friction * press / size).clamp_max(1.0)[:, None]
         impulse = press[:, None] * normal + drag
     return impulse, press
+
+
+def pressed(matter: Matter, contacts: Contacts) -> Bool[Tensor, " Q"]:
+    """Contacts of bodies that an agent's link touches and something else too: what is squeezed does not bounce to and
+    fro between the two, else each bounce would let the link follow, ever deeper."""
+    if matter.linkage is None:
+        return torch.zeros_like(contacts.gap, dtype=torch.bool)
+    driven, none = matter.linkage.driven, torch.zeros_like(matter.inverse_mass)
+    a, b = contacts.a, contacts.b
+    by_link = none.index_add(0, a, driven[b].to(none)).index_add(0, b, driven[a].to(none))
+    by_other = none.index_add(0, a, (~driven[b]).to(none)).index_add(0, b, (~driven[a]).to(none))
+    squeezed = (by_link > 0) & (by_other > 0) & ~driven
+    return squeezed[a] | squeezed[b]
 
 
 def spread_impulses(

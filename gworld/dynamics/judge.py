@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gworld.dynamics.actuation import actuation_of
 from gworld.dynamics.network import Model
 from gworld.dynamics.recordings import Batch, Recordings, cut_batch, window_table
 from gworld.dynamics.rollout import predict_poses
@@ -19,7 +20,7 @@ def validate(model: Model, data: Recordings, horizon: int = 12, windows: int = 1
     table, share = window_table(data, min(horizon, data.poses.shape[1] - 4))
     generator = torch.Generator().manual_seed(0)
     rows = table[torch.multinomial(share, min(windows, len(table)), generator=generator)]
-    batch = cut_batch(data, rows, min(horizon, data.poses.shape[1] - 4), model.belief)
+    batch = cut_batch(data, rows, min(horizon, data.poses.shape[1] - 4), model.belief, actuation_of(model))
     return float(pose_errors(model, batch, data).mean())
 
 

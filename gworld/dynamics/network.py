@@ -36,7 +36,7 @@ from gworld.dynamics.contact import (
 )
 from gworld.dynamics.forces import PairForces
 from gworld.dynamics.free import Free
-from gworld.dynamics.impulses import Changes, Matter, Response, solve_contacts, spread_impulses
+from gworld.dynamics.impulses import Changes, Matter, Response, pressed, solve_contacts, spread_impulses
 from gworld.dynamics.linkage import body_changes
 from gworld.dynamics.materials import Materials, Nature, friction_of, restitution_of
 from gworld.dynamics.residual import Residual
@@ -249,25 +249,35 @@ class Dynamics(nn.Module):
     ) -> tuple[Changes, Changes, Grounded | None]:
         """What contacts change: velocities at the end of the substep, places by then, and who lies on after it, when
         `weight` [N,3] alone would change velocities so."""
-        response = self.respond(scene, told.nature, bodies, contacts, told.seconds)
+        response = self.respond(scene, told.nature, bodies, told.matter, contacts, told.seconds)
         matter, grounded = told.matter, told.grounded
-        impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
+        impulse, press = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
         if grounded is not None and matter.linkage is not None:
-            after = lifted(grounded, contacts, impulse, weight, matter)
-            if not torch.equal(after.lies, grounded.lies):  # once more, with those free that are drawn up
+            after = lifted(grounded, contacts, impulse, weight, matter, self.support.slows() * told.seconds)
+            if not torch.equal(after.lies, grounded.lies):  # once more, with those free that are drawn up or tipped
                 grounded, matter = after, lying(scene, matter, after, bodies)
-                impulse, _ = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
+                impulse, press = solve_contacts(bodies, matter, contacts, response, self.config.sweeps)
         left = (told.seconds - contacts.when)[:, None]
         now = spread_impulses(bodies, matter, contacts, impulse)
-        return now, spread_impulses(bodies, matter, contacts, impulse * left), grounded
+        later = spread_impulses(bodies, matter, contacts, impulse * left)
+        if bool((contacts.lasts > 0).any()) and bool((bodies.push != 0).any()):
+            steady = spread_impulses(bodies, matter, contacts, impulse * contacts.lasts[:, None]).speed / told.seconds
+            sticks = (press > 0) & (
+                (impulse - press[:, None] * contacts.normal).norm(dim=-1) < 0.99 * response.friction * press
+            )
+            gained = withstood(bodies, contacts, sticks, steady, told.seconds)
+            later = replace(later, speed=later.speed + 0.5 * told.seconds * gained)
+        return now, later, grounded
 
-    def respond(self, scene: Scene, nature: Nature, bodies: Bodies, contacts: Contacts, seconds: float) -> Response:
+    def respond(
+        self, scene: Scene, nature: Nature, bodies: Bodies, matter: Matter, contacts: Contacts, seconds: float
+    ) -> Response:
         """Restitution and friction of contacts; what rests against a push does not bounce."""
         bounce = restitution_of(nature, contacts.a, contacts.b)
         closing = -(rate_at(bodies, contacts) * contacts.normal).sum(-1)
         pushed = ((bodies.push[contacts.a] - bodies.push[contacts.b]) * contacts.normal).sum(-1).abs() * seconds
         awake = closing.detach() > 2.0 * pushed.detach() + 1e-6 * scene.scale.min() / scene.dt
-        bounce = torch.where(awake, bounce, torch.zeros_like(bounce))
+        bounce = torch.where(awake & ~pressed(matter, contacts), bounce, torch.zeros_like(bounce))
         left = (1.0 - bounce) * contacts.gap.clamp_min(0.0) / seconds  # what is not reached yet may close that fast
         return Response(bounce, friction_of(nature, contacts.a, contacts.b), left)
 
@@ -287,6 +297,19 @@ class Dynamics(nn.Module):
             mass = (nature.log_mass + size).clamp(-20, 20).exp()
             push = push + self.forces(scene, place, torch.where(free, mass, torch.zeros_like(mass)))
         return torch.where(free[..., None], push, torch.zeros_like(push)).view(-1, 3)
+
+
+def withstood(bodies: Bodies, contacts: Contacts, sticks: Tensor, steady: Tensor, seconds: float) -> Tensor:
+    """The part of what pushes do to velocities [N,3] in `seconds` that lasting contacts take away, when these change
+    velocities by `steady` [N,3]: it is withstood all along, so it moves nothing meanwhile.
+
+    All of it where a contact [Q] `sticks`, what is along the change where they slide.
+    """
+    held = torch.zeros_like(bodies.speed[:, 0]).index_add(0, contacts.a, sticks.to(steady))
+    held = held.index_add(0, contacts.b, sticks.to(steady))[:, None] > 0
+    size = steady.square().sum(-1, keepdim=True).clamp_min(1e-16)
+    share = -seconds * (steady * bodies.push).sum(-1, keepdim=True) / size
+    return torch.where(held, seconds * bodies.push, -share.clamp(0.0, 1.0) * steady)
 
 
 def matter_of(scene: Scene, nature: Nature) -> Matter:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gworld.dynamics.actuation import Drive, full_memory
+from gworld.dynamics.actuation import Actuation, Drive, full_memory
 from gworld.dynamics.state import Motion, motion_from_poses
 from gworld.dynamics.tokens import Scene, compile_scene, scene_to, select_worlds
 from gworld.errors import InputError
@@ -21,6 +21,8 @@ from gworld.scene.episode import Episode
 from gworld.scene.world import World
 
 CONTEXT = 3
+PAST = 12
+"""Frames before a window whose actions are remembered."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,26 @@ def window_table(data: Recordings, horizon: int) -> tuple[Int[Tensor, "N 2"], Fl
     return table, share / share.sum()
 
 
-def cut_batch(data: Recordings, rows: Int[Tensor, "B 2"], horizon: int, beliefs: int = 1) -> Batch:
-    """The windows that begin at (episode, frame) `rows`."""
+def cut_batch(
+    data: Recordings, rows: Int[Tensor, "B 2"], horizon: int, beliefs: int = 1, actuation: Actuation | None = None
+) -> Batch:
+    """The windows that begin at (episode, frame) `rows`; with the `actuation` of whoever predicts them, servos aim
+    where the actions of up to `PAST` frames before brought them, else as their motion tells."""
     episode, start = rows.to(data.poses.device).unbind(1)
     scene = select_worlds(data.scene, episode)
     context = torch.stack([data.poses[episode, start - CONTEXT + 1 + k] for k in range(CONTEXT)], dim=1)
     motion = motion_from_poses(context, data.scene.dt, beliefs)
     memory = {}
     for name, values in data.joints.items():
-        memory[name] = full_memory(values[episode, start], rates_at(values, data.scene.dt, episode, start))
+        agent = next((agent for agent in scene.agents if agent.name == name), None)
+        if actuation is None or agent is None or name not in data.drives:
+            memory[name] = full_memory(values[episode, start], rates_at(values, data.scene.dt, episode, start))
+            continue
+        frames = start[:, None] + torch.arange(-PAST, 1, device=start.device)
+        told = data.actions[name][episode[:, None], frames[:, :-1].clamp_min(0)]
+        told = torch.where((frames[:, :-1] >= 0)[..., None], told, torch.nan)
+        passed = values[episode[:, None], frames.clamp_min(0)]
+        memory[name] = actuation.recall(agent, data.drives[name], passed, told, data.scene.dt)
     poses = torch.stack([data.poses[episode, start + 1 + k] for k in range(horizon)], dim=1)
     actions = {
         name: torch.stack([value[episode, start + k] for k in range(horizon)], dim=1)

@@ -29,6 +29,8 @@ SMALLEST_PLANE = 1 / 80
 NEIGHBOURS = 12
 SEAM = 0.2
 """By how much (spacings of Gaussians) faces may reach past each other and still meet in a convex edge."""
+FACES = 128
+"""Normals, spread over a solid's Gaussians, along which no point of its surface may be farther out than these."""
 FLAT, SMALL = 0.25, 0.1
 """Thickness over width below which a Gaussian is a piece of surface; its greatest width over the objects' spread."""
 
@@ -276,7 +278,9 @@ def _spread_points(
 
     low = grid[0, 0, 0]
     value = ndimage.map_coordinates(field, ((points - low) / cell).T, order=1, mode="nearest")
-    points = points[np.abs(value) < 0.35 * cell]
+    ways = normals[:: max(1, len(normals) // FACES)]
+    beyond = (points @ ways.T - (means @ ways.T).max(axis=0)).max(axis=1)  # past a face whose field is off at its rim
+    points = points[(np.abs(value) < 0.35 * cell) & (beyond < 0.2 * cell)]
     points = means if len(points) < 8 else points
     middle = points.mean(axis=0)
     chosen = [int(((points - middle) ** 2).sum(axis=1).argmax())]

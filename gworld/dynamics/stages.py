@@ -25,8 +25,12 @@ from gworld.geometry import transform_from_pose
 
 APART = 0.045
 """Gap, in radii, beyond which nothing is touched: surfaces read from Gaussians are a little off."""
-FLIES = 0.2
+FLIES, HIGH = 0.1, 0.2
 """Gap, in radii, beyond which nothing holds what is in the air; and height above where a thing lies lowest."""
+ALIKE, AGREE = 4, 0.02
+"""Instants that have to tell of one fall before it is believed, and how much these may differ, in parts of it."""
+FLAT = (0.01, 0.02)
+"""Change of height (radii) and sine of the tilt in two steps below which a thing slides and neither tips nor rolls."""
 PARTING = 0.02
 """Growth of a gap in a step, in radii, by which bodies part."""
 RUN = 6
@@ -64,12 +68,11 @@ def fit_alone(model: Dynamics, data: Recordings, steps: int = 200, contact: Cont
     room = clearance(model, data)
     if support and model.config.gravity:
         fit_fall(model, data, room)
-    return Fitted(
-        fit_drives(model, data, room, steps) if drives else 0,
-        fit_support(model, data, room, steps) if support else 0,
-        forces,
-        fit_contact(model, data, room, contact) if drives and contact is not None and model.config.contact else 0,
-    )
+    moved = fit_drives(model, data, room, steps) if drives else 0
+    slid = fit_support(model, data, room, steps) if support else 0
+    touched = drives and contact is not None and model.config.contact
+    met = fit_contact(model, data, room, contact, support and not slid) if touched and contact is not None else 0
+    return Fitted(moved, slid, forces, met)
 
 
 def alone_parameters(model: Dynamics) -> tuple[list[torch.nn.Parameter], ...]:
@@ -139,23 +142,26 @@ def fit_fall(model: Dynamics, data: Recordings, room: Tensor) -> int:
         return 0
     height = -(data.poses[..., :3] * scene.down[:, None, None]).sum(-1)
     above = height - torch.maximum(height.amin(dim=1, keepdim=True), level[:, None, None])
-    flies = (above > FLIES * scene.scale[:, None, None]) & (room > FLIES)
+    flies = (above > HIGH * scene.scale[:, None, None]) & (room > FLIES)
     flies = flies[:, :-2] & flies[:, 1:-1] & flies[:, 2:] & (scene.free & scene.present)[:, None]
     flies = flies & ((height[:, 2:] - height[:, :-2]).abs() > PARTING * scene.scale[:, None, None])
     gains = -(height[:, 2:] - 2.0 * height[:, 1:-1] + height[:, :-2])[flies] / scene.dt**2
-    if len(gains) >= LEAST:
-        with torch.no_grad():
-            model.free.fall.fill_(_commonest(gains) / model.free.length)
-    return len(gains)
+    found, alike = _commonest(gains)
+    if alike < max(ALIKE, len(gains) // 16):
+        return 0
+    with torch.no_grad():
+        model.free.fall.fill_(found / model.free.length)
+    return alike
 
 
-def _commonest(values: Float[Tensor, " N"]) -> float:
-    """The middle of the narrowest range that holds a quarter of the values: what flies is struck now and then, and
-    every time otherwise."""
-    order = values.sort().values
-    count = max(len(order) // 4, 2)
-    first = int((order[count - 1 :] - order[: len(order) - count + 1]).argmin())
-    return float(order[first : first + count].median())
+def _commonest(values: Float[Tensor, " N"]) -> tuple[float, int]:
+    """The middle of those values that agree most with each other, and how many these are: what flies is struck now and
+    then, or carried past sight of what carries it, and every time otherwise."""
+    if len(values) == 0:
+        return 0.0, 0
+    near = (values[:, None] - values).abs() < AGREE * values.abs()[:, None]
+    best = near[near.sum(1).argmax()]
+    return float(values[best].median()), int(best.sum())
 
 
 def fit_support(model: Dynamics, data: Recordings, room: Tensor, steps: int) -> int:
@@ -275,7 +281,8 @@ def _joint_loss(model: Dynamics, scene: Scene, run: _Run, width: float) -> Tenso
 def _slides(data: Recordings, room: Tensor) -> tuple[Int[Tensor, "N 2"], Int[Tensor, " N"]]:
     """(episode, frame) and link of objects that move in this step and the next and part from all there is in both.
 
-    What parts is pushed by nothing, while a gap that stays is a touch, however surfaces were read.
+    What parts is pushed by nothing, while a gap that stays is a touch, however surfaces were read. What tips or rolls
+    is not braked by friction under a flat body.
     """
     place = data.poses[..., :3]
     way = place.diff(dim=1).norm(dim=-1) / data.scene.scale[:, None, None]
@@ -283,7 +290,13 @@ def _slides(data: Recordings, room: Tensor) -> tuple[Int[Tensor, "N 2"], Int[Ten
     away = torch.nan_to_num(room.diff(dim=1), nan=torch.inf)  # out of reach of everything: no gap is known
     alone = (away[:, :-1] > PARTING) & (away[:, 1:] > 0.3 * PARTING) & (room[:, 1:-1] > APART)
     free = (data.scene.free & data.scene.present)[:, None]
-    episode, start, link = (moves & alone & free).nonzero(as_tuple=True)
+    down = data.scene.down[:, None, None]
+    high = (place * down).sum(-1) / data.scene.scale[:, None, None]
+    turn = transform_from_pose(data.poses)[..., :3, :3]
+    upright = (turn.transpose(-1, -2) @ down[..., None])[..., 0]  # gravity's direction as the body has it
+    tilts = torch.linalg.cross(upright[:, :-2], upright[:, 2:]).norm(dim=-1)
+    flat = ((high[:, 2:] - high[:, :-2]).abs() < FLAT[0]) & (tilts < FLAT[1])
+    episode, start, link = (moves & alone & free & flat).nonzero(as_tuple=True)
     return torch.stack([episode, start], dim=1), link
 
 

@@ -26,7 +26,8 @@ WIDTH = 0.02
 NETS = 0.2
 """Part of the rate at which networks learn."""
 PRIOR = 1e-3
-"""Pull of mass towards a power of one of volume, and of bounces towards none: felt where windows tell nothing."""
+"""Pull of mass towards a power of one of volume, of bounces towards none and of leads towards the usual: felt where
+windows tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,24 @@ def contact_parameters(model: Dynamics) -> list[torch.nn.Parameter]:
     return [*single, *own.shape.parameters()]
 
 
-def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"], config: ContactConfig) -> int:
-    """Fit contact on windows in which agents touch something or objects move; returns how many there are."""
+def fit_contact(
+    model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"], config: ContactConfig, brakes: bool = False
+) -> int:
+    """Fit contact on windows in which agents touch something or objects move; returns how many there are.
+
+    With `brakes`, friction under what lies is found here too: nothing slid alone that would have told of it.
+    """
     rows = touching_windows(data, room, max(config.horizons))
     if len(rows) < config.batch:
         return 0
-    own = contact_parameters(model)
+    own = contact_parameters(model) + ([model.support.brake] if brakes else [])
     with torch.no_grad():  # of one density and without bounce, until the windows tell otherwise
         if not model.config.forces:
             model.materials.power.fill_(1.0)
         model.materials.bounce.fill_(0.0)
+        model.actuation.lead.copy_(usual_lead(model))
+        if brakes:
+            _begin_braking(model)
     held = [p for p in model.parameters() if all(p is not q for q in own)]
     wanted = [p.requires_grad for p in held]
     generator = torch.Generator().manual_seed(config.seed)
@@ -77,7 +86,7 @@ def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"],
         for step in range(config.steps):
             horizon = config.horizons[step * len(config.horizons) // config.steps]
             chosen = rows[torch.randint(len(rows), (config.batch,), generator=generator)]
-            errors = pose_errors(model, cut_batch(data, chosen, horizon, model.belief), data)
+            errors = pose_errors(model, cut_batch(data, chosen, horizon, model.belief, model.actuation), data)
             loss = torch.log1p(errors / WIDTH).mean() + PRIOR * _prior(model)
             optimiser.zero_grad()
             loss.backward(inputs=own)
@@ -98,6 +107,22 @@ def fit_contact(model: Dynamics, data: Recordings, room: Float[Tensor, "E T L"],
     return len(rows)
 
 
+def _begin_braking(model: Dynamics) -> None:
+    """Friction of half the weight, as much against turning, and no air: where nothing tells of them alone."""
+    model.support.brake.fill_(math.log(0.5) + float(model.free.fall.abs().clamp_min(1e-3).log()))
+    model.support.lever.fill_(0.0)
+    if not model.config.forces:
+        model.free.drag.fill_(0.0)
+        model.free.spin_drag.fill_(0.0)
+
+
+def usual_lead(model: Dynamics) -> Tensor:
+    """Logarithms of leads of twice what servos are behind their aims at full pace: what is blocked aims somewhat, but
+    not for ever, farther than what moves."""
+    own = model.actuation
+    return (2.0 * own.trail().detach()).log() + own.pace.detach()
+
+
 def touching_windows(data: Recordings, room: Float[Tensor, "E T L"], horizon: int) -> Int[Tensor, "N 2"]:
     """(episode, frame of start) of windows in which an object moves, or an agent's links touch something."""
     scene, frames = data.scene, data.poses.shape[1]
@@ -115,4 +140,4 @@ def touching_windows(data: Recordings, room: Float[Tensor, "E T L"], horizon: in
 
 def _prior(model: Dynamics) -> Tensor:
     own = model.materials
-    return (own.power - 1.0).square() + own.bounce.square() + model.actuation.lead.square().mean()
+    return (own.power - 1.0).square() + own.bounce.square() + (model.actuation.lead - usual_lead(model)).square().mean()

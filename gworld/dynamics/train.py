@@ -25,6 +25,7 @@ from gworld.checkpoint import (
     save_checkpoint,
     unflatten_state,
 )
+from gworld.dynamics.actuation import actuation_of
 from gworld.dynamics.baselines import Plain
 from gworld.dynamics.judge import pose_errors, validate
 from gworld.dynamics.network import Dynamics, save_values
@@ -135,7 +136,7 @@ def _improve(
     horizon = min(config.horizons[part], data.poses.shape[1] - 4)
     table, share = window_table(data, horizon)
     rows = table[torch.multinomial(share, config.batch, replacement=True, generator=generator)]
-    batch = _disturb(cut_batch(data, rows, horizon, model.belief), config, generator)
+    batch = _disturb(cut_batch(data, rows, horizon, model.belief, actuation_of(model)), config, generator)
     errors = pose_errors(model, batch, data)
     loss = torch.log1p(errors / LEAST).mean()
     if isinstance(model, Dynamics):

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.dynamics.actuation import Drive
+from gworld.dynamics.actuation import Drive, actuation_of
 from gworld.dynamics.network import Model
 from gworld.dynamics.recordings import CONTEXT, Recordings, cut_batch
 from gworld.dynamics.rollout import predict_poses, roll_out
@@ -162,7 +162,7 @@ def foretell_windows(
         raise InputError(f"recordings of {data.poses.shape[1]} steps were given; {steps + CONTEXT} are needed.")
     frames = torch.linspace(CONTEXT - 1, last, starts).round().long().unique()
     windows = torch.tensor([[episode, int(frame)] for episode in range(len(data)) for frame in frames])
-    batch = cut_batch(data, windows, steps, model.belief)
+    batch = cut_batch(data, windows, steps, model.belief, actuation_of(model))
     found = foretell(model, batch.scene, batch.start, batch.actions, steps, data.drives, config)
     return found, batch.poses[..., :3]
 
