@@ -18,7 +18,13 @@ from gworld.reconstruct.motion_rig import RigOptions, plane_points, refine_rig
 from gworld.scene.cameras import Cameras, look_at
 
 SPACING = 0.05
-LENSES = torch.tensor([[-0.05, 0.04, 2.0, -1.5], [-0.04, 0.03, -1.0, 2.0], [-0.06, 0.05, 0.0, 1.0]]).double()
+LENSES = torch.tensor(
+    [
+        [-0.05, 0.04, 2.0, -1.5, -0.01, 0.001, -0.0005],
+        [-0.04, 0.03, -1.0, 2.0, 0.0, 0.0, 0.001],
+        [-0.06, 0.05, 0.0, 1.0, -0.02, -0.001, 0.0],
+    ]
+).double()
 PLANE = torch.tensor([0.0, 0.0, 1.0, 0.0]).double()
 
 
@@ -55,8 +61,10 @@ def test_cv2_bends_alike() -> None:
     K = torch.tensor([[160.0, 0.0, 161.0], [0.0, 158.0, 92.0], [0.0, 0.0, 1.0]]).double()
     points = np.random.default_rng(0).normal(size=(50, 3)) * [0.5, 0.3, 0.1] + [0, 0, 1]
     straight = points @ K.numpy().T
-    shown, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), K.numpy(), np.array([-0.05, 0.04, 0, 0, 0]))
-    lens = torch.tensor([-0.05, 0.04, 0.0, 0.0]).double()
+    shown, _ = cv2.projectPoints(
+        points, np.zeros(3), np.zeros(3), K.numpy(), np.array([-0.05, 0.04, 2e-3, -3e-3, -0.02])
+    )
+    lens = torch.tensor([-0.05, 0.04, 0.0, 0.0, -0.02, 2e-3, -3e-3]).double()
     assert np.allclose(bent(torch.from_numpy(straight[:, :2] / straight[:, 2:]), K, lens), shown[:, 0], atol=1e-9)
 
 
@@ -97,7 +105,7 @@ def test_straightened_films_show_what_a_pinhole_sees(table: tuple[list[np.ndarra
     pictures, cameras = table
     films = [Film(np.zeros(1), (255 * picture[None]).astype(np.uint8)) for picture in pictures]
     for c, film in enumerate(straightened(films, cameras, LENSES)):
-        plain = _seen(cameras.K[c].double(), cameras.world_from_camera[c].double(), torch.zeros(4).double())
+        plain = _seen(cameras.K[c].double(), cameras.world_from_camera[c].double(), torch.zeros(7).double())
         middle = (slice(20, 160), slice(30, 290))
         apart = np.abs(film.pictures[0] / 255 - plain)[middle].mean()
         assert apart < 0.4 * np.abs(films[c].pictures[0] / 255 - plain)[middle].mean()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from gworld.dynamics.saved import load_model
 from gworld.errors import InputError
 from gworld.files import atomic_write
 from gworld.scene.world import World
+
+if TYPE_CHECKING:
+    from gworld.bench.track_real import Recording
 
 HORIZONS = (0.5, 1.0, 2.0)
 LEARNED = 1.0
@@ -73,7 +77,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     begin = time.process_time()
     track = track_of(given)
     yield Row("tracking, processor time", time.process_time() - begin, "s", note="0 where a track was there")
-    recording = read_recording(given.data)
+    recording = as_tracked(read_recording(given.data), track)
     pushing = open_pushing(recording.world, track)
     stage, model = open_stage(pushing), shipped()
     pushes = pushes_of(pushing)
@@ -90,7 +94,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     horizons = HORIZONS[:1] if given.quick else HORIZONS
     yield from error_rows(pushing, stage, model, pushes, learned, horizons)
     from gworld.bench.realpush_droid import droid_rows
-    from gworld.bench.realpush_film import film_rows, open_studio
+    from gworld.bench.realpush_film import Foretold, film_rows, open_studio
     from gworld.bench.realpush_refined import refined_rows
     from gworld.bench.realpush_robots import command_rows
     from gworld.bench.realpush_whatif import KINDS, acted_rows, whatif_rows
@@ -104,8 +108,9 @@ def rows(given: BenchInput) -> Iterator[Row]:
     begin, folder = time.process_time(), (given.track or RUN / "tracked.npz").parent
     values = next(iter(learned.values())).network.values
     studio = open_studio(recording, track, track.held)
-    yield from film_rows(track, pushing, pushes, learned, predict, studio, horizons, RUN)
-    yield from refined_rows(recording, track, pushing, pushes, learned, predict, studio, folder=folder, out=RUN)
+    told = Foretold(recording, track, pushing, pushes, learned, predict, studio)
+    yield from film_rows(told, horizons, RUN)
+    yield from refined_rows(told, folder, RUN)
     yield Row("pictures, processor time", time.process_time() - begin, "s")
     yield from command_rows(pushing, track, pushes, learned, predict_in, folder)
     if not given.quick:
@@ -130,6 +135,16 @@ def open_pushing(world: World, track: Track) -> Pushing:
     return on_plane(track, world, "tblock", "panda/panda_pusher")
 
 
+def as_tracked(recording: Recording, track: Track) -> Recording:
+    """The recording with the films that the track was made with: without what their lenses bend."""
+    from gworld.reconstruct.motion_lens import straightened
+
+    if track.lenses is None or not bool(track.lenses.any()):
+        return recording
+    lenses = track.lenses[[track.camera_names.index(name) for name in recording.cameras.names]]
+    return replace(recording, films=straightened(recording.films, recording.cameras, lenses), lenses=lenses)
+
+
 def track_of(given: BenchInput) -> Track:
     """The track that was given, that of an earlier run, or a new one (minutes)."""
     path = given.track or RUN / "tracked.npz"
@@ -141,14 +156,12 @@ def track_of(given: BenchInput) -> Track:
 
 def make_track(data: Path, path: Path) -> None:
     """Track the recording with all cameras but the one that judges, and write it."""
-    from gworld.bench.track_real import read_recording, track_way
+    from gworld.bench.track_real import straight_recording, track_way
     from gworld.geometry import transform_from_pose
-    from gworld.reconstruct.motion_rig import RigOptions, refine_rig
 
-    recording = read_recording(data)
-    first = np.stack([film.pictures[0] for film in recording.films]).astype(np.float32) / 255
-    cameras = refine_rig(first, recording.cameras, RigOptions(plane=recording.plane)).cameras
-    tracked = track_way(replace(recording, cameras=cameras), cameras.names.index(HELD), 14.7)
+    recording, _ = straight_recording(data)
+    cameras = recording.cameras
+    tracked = track_way(recording, cameras.names.index(HELD), 14.7)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as stream:
         np.savez(
@@ -160,6 +173,7 @@ def make_track(data: Path, path: Path) -> None:
             camera_names=np.array(cameras.names),
             world_from_camera=cameras.world_from_camera.numpy(),
             held=np.array([HELD]),
+            lenses=recording.lenses.numpy(),
         )
 
 

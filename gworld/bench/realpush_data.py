@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gworld.errors import InputError
 from gworld.geometry import invert_transform, matrix_from_quat, normalize_quat, transform_from
+from gworld.reconstruct.motion_lens import FREE
 from gworld.scene.gaussians import Gaussians, select_gaussians
 from gworld.scene.world import World
 
@@ -37,7 +38,7 @@ SPOTS = 24
 @dataclass(frozen=True, eq=False)
 class Track:
     """A tracked motion: times [T] s evenly apart, world_from_link [T,L,4,4], the table `plane` a b c d, the cameras as
-    refined, and which of them took no part."""
+    refined, which of them took no part, and the lenses that were taken away from the films (as in `motion_lens`)."""
 
     times: Float[Tensor, " T"]
     world_from_link: Float[Tensor, "T L 4 4"]
@@ -46,6 +47,7 @@ class Track:
     camera_names: tuple[str, ...]
     world_from_camera: Float[Tensor, "C 4 4"]
     held: str = HELD
+    lenses: Float[Tensor, "C 7"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ class Pushing:
 
 
 def read_track(path: Path) -> Track:
-    """A track file: an .npz with the fields of `Track` (`held` may be missing).
+    """A track file: an .npz with the fields of `Track` (`held` and `lenses` may be missing).
 
     Raises `InputError` where one is missing or not finite.
     """
@@ -115,15 +117,17 @@ def read_track(path: Path) -> Track:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             found = {key: file[key] for key in wanted}
             held = str(np.atleast_1d(file["held"])[0]) if "held" in file.files else HELD
+            found["lenses"] = file["lenses"] if "lenses" in file.files else np.zeros((len(found["camera_names"]), FREE))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"`{path}` is no track ({error}); it needs {', '.join(wanted)}.") from error
-    tables = {key: torch.from_numpy(found[key].astype(np.float64)) for key in wanted if not key.endswith("names")}
+    tables = {key: torch.from_numpy(value.astype(np.float64)) for key, value in found.items() if key[-5:] != "names"}
     names, cameras = (tuple(str(name) for name in found[key]) for key in ("link_names", "camera_names"))
     times, poses, eyes = (tables[key] for key in ("times", "world_from_link", "world_from_camera"))
     fits = poses.shape == (len(times), len(names), 4, 4) and eyes.shape == (len(cameras), 4, 4)
+    fits = fits and tables["lenses"].shape == (len(cameras), FREE)
     if not fits or tables["plane"].shape != (4,) or not all(bool(torch.isfinite(t).all()) for t in tables.values()):
         raise InputError(f"`{path}` holds poses {tuple(poses.shape)} for {len(times)} times and {len(names)} links.")
-    return Track(times, poses, names, tuple(tables["plane"].tolist()), cameras, eyes, held)
+    return Track(times, poses, names, tuple(tables["plane"].tolist()), cameras, eyes, held, tables["lenses"])
 
 
 def on_plane(track: Track, world: World, block: str, pusher: str) -> Pushing:

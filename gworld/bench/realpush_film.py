@@ -56,6 +56,20 @@ class Studio:
     block: int
 
 
+@dataclass(frozen=True, eq=False)
+class Foretold:
+    """A recording whose pushes are foretold: its track, its motion on the table, first and last second of every push,
+    what was learned from all the others (by push), how that foretells, and where it is drawn."""
+
+    recording: Recording
+    track: Track
+    pushing: Pushing
+    pushes: list[tuple[float, float]]
+    learned: dict[int, Learned]
+    predict: Predict
+    studio: Studio
+
+
 def open_studio(recording: Recording, track: Track, held: str) -> Studio:
     """Plates of the held-out camera from pixels that no body covers; colours from the other cameras alone."""
     cameras = _posed(recording.cameras, track)
@@ -93,35 +107,26 @@ def free_bodies(world: World, poses: Float[Tensor, "T L 4 4"]) -> tuple[Bodies, 
     return Bodies(own, poses[0], (), things, states[0], -wide, wide, one), states
 
 
-def film_rows(
-    track: Track,
-    pushing: Pushing,
-    pushes: list[tuple[float, float]],
-    learned: dict[int, Learned],
-    predict: Predict,
-    studio: Studio,
-    horizons: tuple[float, ...],
-    out: Path,
-) -> Iterator[Row]:
+def film_rows(told: Foretold, horizons: tuple[float, ...], out: Path) -> Iterator[Row]:
     """PSNR where something moved, of the simulated block, the tracked one and the last picture; the block's silhouette;
     and films of every push in `out`."""
-    plain: list[float] = []
+    pushing, studio, plain = told.pushing, told.studio, list[float]()
     for seconds in horizons:
         found: dict[str, list[float]] = {name: [] for name in ("ours", "oracle", "copy", "block", "block oracle")}
-        for push, own in learned.items():
-            starts, steps = windows_of(pushing, push, pushes, seconds)
+        for push, own in told.learned.items():
+            starts, steps = windows_of(pushing, push, told.pushes, seconds)
             starts = starts[::EVERY]
             if not len(starts):
                 continue
-            moved = predict(own, starts, steps)[:, -1]
+            moved = told.predict(own, starts, steps)[:, -1]
             for start, place in zip(starts.tolist(), moved, strict=True):
                 score_window(studio, pushing, start, start + steps, place, found)
                 plain.append(gain(studio, pushing, start + steps))
         yield from _second_rows(seconds, found)
     yield at_least("robot and block drawn, over the background alone", float(np.median(plain)), "dB", 3.0,
-                   note=f"camera {track.held}, {len(plain)} pictures")  # fmt: skip
-    for push, own in learned.items():
-        write_film(studio, pushing, pushes[push], own, predict, out / f"push-{push + 1}.mp4")
+                   note=f"camera {told.track.held}, {len(plain)} pictures")  # fmt: skip
+    for push, own in told.learned.items():
+        write_film(studio, pushing, told.pushes[push], own, told.predict, out / f"push-{push + 1}.mp4")
 
 
 def _second_rows(seconds: float, found: dict[str, list[float]]) -> Iterator[Row]:

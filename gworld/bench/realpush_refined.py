@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.bench.realpush_data import Pushing, Track
-from gworld.bench.realpush_film import CHANGED, Studio, picture, simulated
+from gworld.bench.realpush_film import CHANGED, Foretold, Studio, picture, simulated
 from gworld.bench.recorded import ROOTS
 from gworld.bench.rows import Row, at_least
 from gworld.bench.track_real import Recording
@@ -32,9 +31,6 @@ from gworld.render.video import as_uint8, open_video, side_by_side
 from gworld.scene.clip import Clip, join_clips
 from gworld.scene.world import World
 
-if TYPE_CHECKING:
-    from gworld.bench.realpush import Learned, Predict
-
 EVERY = 4
 """Every how many instants are drawn."""
 COVERED = 0.02
@@ -42,18 +38,7 @@ COVERED = 0.02
 FIGURES = ("PSNR where something moves", "PSNR of the rest", "SSIM where something moves", "SSIM of the rest")
 
 
-def refined_rows(
-    recording: Recording,
-    track: Track,
-    pushing: Pushing,
-    pushes: list[tuple[float, float]],
-    learned: dict[int, Learned],
-    predict: Predict,
-    studio: Studio,
-    *,
-    folder: Path,
-    out: Path,
-) -> Iterator[Row]:
+def refined_rows(told: Foretold, folder: Path, out: Path) -> Iterator[Row]:
     """Raw and refined pictures of all pushes against the footage, and films of them; `folder` holds the `world` that
     tracking left."""
     place = next((root / "assets" / "refiner" for root in ROOTS if (root / "assets" / "refiner").is_dir()), None)
@@ -61,12 +46,14 @@ def refined_rows(
         yield Row("refined against raw", 0.0, "", note=f"no refiner, or no `{folder / 'world'}`: skipped")
         return
     world, refiner = load_world(folder / "world"), load_refiner(place)
+    track, pushing, studio = told.track, told.pushing, told.studio
     found: list[tuple[list[float], list[float]]] = []
-    for push, own in learned.items():
-        start = max(8, int(torch.searchsorted(pushing.times, pushes[push][0])) - 3)
-        steps = min(int((pushes[push][1] - pushes[push][0] + 0.3) / pushing.dt), len(pushing.times) - 1 - start)
-        block = predict(own, torch.tensor([start]), steps)[0]
-        photos = before_push(recording, track, world, start)
+    for push, own in told.learned.items():
+        first_, last = told.pushes[push]
+        start = max(8, int(torch.searchsorted(pushing.times, first_)) - 3)
+        steps = min(int((last - first_ + 0.3) / pushing.dt), len(pushing.times) - 1 - start)
+        block = told.predict(own, torch.tensor([start]), steps)[0]
+        photos = before_push(told.recording, track, world, start)
         film = Film(refiner.model, photos)
         rows = range(start, start + steps + 1, EVERY)
         frames = conditions(track, pushing, world, studio, photos, rows, block[::EVERY])
@@ -82,7 +69,7 @@ def refined_rows(
     raw, done_ = (np.nanmedian(np.array([pair[k] for pair in found]), axis=0) for k in (0, 1))
     for name, before, after in zip(FIGURES, raw, done_, strict=True):
         unit = "dB" if name.startswith("PSNR") else ""
-        note = f"{len(found)} pictures of {len(learned)} pushes; baseline: raw"
+        note = f"{len(found)} pictures of {len(told.learned)} pushes; baseline: raw"
         yield at_least(f"refined: {name}", float(after), unit, float(before), float(before), note)
 
 

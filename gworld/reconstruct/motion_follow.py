@@ -20,6 +20,10 @@ WANDER = 0.02
 """Metres by which a body's farthest point may differ from where its velocity takes it, per square root of 1/50 s."""
 MEMORY = 0.5
 """Share of the velocity that is taken over from before."""
+LEAPS = (-0.1, -0.07, -0.04, 0.04, 0.07, 0.1)
+"""Metres of a body's farthest point by which other valleys are looked for, along the directions least bound."""
+LOOSE, LEAST = 2, 0.995
+"""How many such directions are looked along; the share of the cost that remains at most for a leap to be taken."""
 USUAL = 15
 STARTS = 3
 """Independent searches for a first state."""
@@ -132,13 +136,16 @@ def follow(
     shrinks: tuple[int, ...] = (),
 ) -> Followed:
     """Fit each instant from the one before at its velocity, or from the `guide` where that explains the pictures
-    better; where the fit jumps, search around for a better one.
+    better; where the fit jumps, search for a better one, around it and around where the bodies were last found.
+
+    What is usual is told by instants at which the bodies were found, so that a bad fit never becomes usual.
 
     `shrinks` are the sizes at which pictures are compared, coarse to fine: those of the options when empty."""
     generator = torch.Generator().manual_seed(options.seed)
     state, velocity = start, torch.zeros(bodies.size, dtype=torch.float64)
-    misfits: list[float] = []
-    states, matrices, lost = [], [], []
+    misfits, fair = list[float](), list[float]()
+    states, matrices, lost = [], [], list[bool]()
+    sound = start
     whole, shrinks = _used(options), shrinks or _used(options)
     for row, time in enumerate(times):
         gap = float(time - times[row - 1]) if row else 0.0
@@ -149,11 +156,13 @@ def follow(
         sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
         prior = Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity)
         solved = _descend(bodies, levels, shots, prior, ahead, options, shrinks=whole if row == 0 else shrinks)
-        usual = float(np.median(misfits[-USUAL:])) if misfits else solved.misfit
-        astray = len(misfits) > 2 and solved.misfit > options.jump * usual
+        solved = _leap(bodies, levels, shots, prior, solved, options)
+        usual = float(np.median(fair[-USUAL:])) if fair else solved.misfit
+        astray = len(fair) > 2 and solved.misfit > options.jump * usual
         if astray:
             wide = shot_at(films, float(time), levels[8])
-            solved = _again(bodies, levels, wide, shots, prior, solved, generator, options)
+            around = (solved.state, sound) if lost[-1] else (solved.state,)
+            solved = _again(bodies, levels, wide, shots, prior, solved, around, generator=generator, options=options)
         if row:
             velocity = MEMORY * velocity + (1 - MEMORY) * between(bodies, state, solved.state) / gap
         state = solved.state
@@ -161,6 +170,9 @@ def follow(
         matrices.append(solved.matrix)
         misfits.append(solved.misfit)
         lost.append(astray and solved.misfit > options.jump * usual)
+        if not lost[-1]:
+            fair.append(solved.misfit)
+            sound = state
         if progress is not None:
             progress(row + 1, len(times))
     return Followed(torch.stack(states), torch.stack(matrices), torch.tensor(misfits), torch.tensor(lost))
@@ -203,12 +215,18 @@ def _again(
     shots: dict[int, Shot],
     prior: Prior,
     solved: Solved,
+    around: tuple[Tensor, ...],
+    *,
     generator: torch.Generator,
     options: TrackOptions,
 ) -> Solved:
-    """The better of a fit and what a search around it finds, pictures alone deciding."""
+    """The better of a fit and what searches around some states find, pictures alone deciding."""
     spread = 0.25 / bodies.reach * (prior.precision < 1e9)
-    found = search(bodies, levels[8], wide, solved.state, spread, generator, count=48, rounds=8)[:2]
+    found = [
+        state
+        for middle in around
+        for state in search(bodies, levels[8], wide, middle, spread, generator, count=48, rounds=8)[: 3 - len(around)]
+    ]
     finest = _used(options)[-1]
     loose = replace(prior, precision=torch.where(prior.precision < 1e9, prior.precision * 1e-3, prior.precision))
     tries = [solved] + [_descend(bodies, levels, shots, loose, state, options) for state in found]
@@ -216,6 +234,34 @@ def _again(
     # The first keeps its place unless another explains the pictures clearly better.
     bare[0] *= 0.98
     return tries[int(bare.argmin())]
+
+
+def _leap(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    shots: dict[int, Shot],
+    prior: Prior,
+    solved: Solved,
+    options: TrackOptions,
+) -> Solved:
+    """The fit, or a better one beyond a ridge: a hand that turns about a stick has poses that look nearly alike.
+
+    Steps along the directions that the pictures bind least are drawn; where one explains the pictures better, it is
+    fitted.
+    """
+    finest = _used(options)[-1]
+    size = 1 / bodies.reach
+    matrix = solved.matrix * torch.outer(size, size) + torch.eye(bodies.size, dtype=torch.float64)
+    ways = torch.linalg.eigh(matrix).eigenvectors[:, :LOOSE].T * size * (prior.precision < 1e9)
+    steps = torch.tensor((0.0, *LEAPS), dtype=torch.float64)[:, None, None] * ways
+    line = moved(bodies, solved.state, steps.flatten(0, 1))
+    found = costs(bodies, line, levels[finest], shots[finest])
+    best = int(found.argmin())
+    if best < LOOSE or not bool(found[best] < found[0]):
+        return solved
+    fresh = _descend(bodies, levels, shots, prior, line[best], options, shrinks=(finest,))
+    ends = costs(bodies, torch.stack([solved.state, fresh.state]), levels[finest], shots[finest])
+    return fresh if bool(ends[1] < LEAST * ends[0]) else solved
 
 
 def _with_given(state: Tensor, given: Given, row: int) -> Tensor:

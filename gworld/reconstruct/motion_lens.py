@@ -1,7 +1,8 @@
-"""Lenses that a calibration leaves out: radial distortion and the middle of the picture, and footage without them.
+"""Lenses that a calibration leaves out: distortion and the middle of the picture, and footage without them.
 
-A pinhole's pixel p lies in the picture at c + d + (1 + k1 r^2 + k2 r^4) (p - c), where c is the calibration's principal
-point, d what it is off, and r the distance from c in focal lengths (Brown, 1966).
+A pinhole's pixel p lies in the picture at c + d + (1 + k1 r^2 + k2 r^4 + k3 r^6) (p - c) and what a tilted lens adds by
+p1, p2, where c is the calibration's principal point, d what it is off, and r the distance from c in focal lengths
+(Brown, 1966; OpenCV's signs). A lens is told by k1 k2 dx dy k3 p1 p2.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ from torch import Tensor
 from gworld.reconstruct.motion_film import Film
 from gworld.scene.cameras import Cameras
 
+FREE = 7
+"""Numbers that tell a lens."""
+WIDEST = 2.5
+"""Squared distance (focal lengths) up to which the polynomial holds; beyond, what is bent grows no more: no pixel from
+outside folds back into the picture."""
 ROUNDS = 12
 """Of the fixed-point iteration that takes a lens away; lenses that bend by a tenth are exact to 1e-6 pixels by then."""
 
 
-def bent(pixels: Float[Tensor, "*B 2"], K: Float[Tensor, "3 3"], lens: Float[Tensor, " 4"]) -> Float[Tensor, "*B 2"]:
-    """Where a pinhole's pixels lie in a picture taken through the lens k1, k2, dx, dy (pixels)."""
+def bent(pixels: Float[Tensor, "*B 2"], K: Float[Tensor, "3 3"], lens: Float[Tensor, " 7"]) -> Float[Tensor, "*B 2"]:
+    """Where a pinhole's pixels lie in a picture taken through a lens (dx, dy in pixels)."""
     ray = (pixels - K[:2, 2]) / K.diagonal()[:2]
-    square = ray.square().sum(-1, keepdim=True)
-    return pixels + lens[2:] + (lens[0] * square + lens[1] * square.square()) * (pixels - K[:2, 2])
+    square = ray.square().sum(-1, keepdim=True).clamp_max(WIDEST)
+    k1, k2, _, _, k3, p1, p2 = lens
+    grown = (k1 * square + k2 * square**2 + k3 * square**3) * ray
+    slanted = 2 * ray.prod(-1, keepdim=True) * lens[5:7]
+    slanted = slanted + (square + 2 * ray.square().clamp_max(WIDEST)) * torch.stack([p2, p1])
+    return pixels + lens[2:4] + (grown + slanted) * K.diagonal()[:2]
 
 
-def unbent(pixels: Float[Tensor, "*B 2"], K: Float[Tensor, "3 3"], lens: Float[Tensor, " 4"]) -> Float[Tensor, "*B 2"]:
+def unbent(pixels: Float[Tensor, "*B 2"], K: Float[Tensor, "3 3"], lens: Float[Tensor, " 7"]) -> Float[Tensor, "*B 2"]:
     """The pinhole's pixels of those in a picture taken through a lens: `bent` the other way round."""
     straight = pixels
     for _ in range(ROUNDS):
@@ -36,7 +46,7 @@ def unbent(pixels: Float[Tensor, "*B 2"], K: Float[Tensor, "3 3"], lens: Float[T
     return straight
 
 
-def straightened(films: Sequence[Film], cameras: Cameras, lenses: Float[Tensor, "C 4"]) -> list[Film]:
+def straightened(films: Sequence[Film], cameras: Cameras, lenses: Float[Tensor, "C 7"]) -> list[Film]:
     """Films as pinhole cameras of the same K would have taken them; what lies outside repeats the rim."""
     import cv2
 
@@ -53,9 +63,9 @@ def straightened(films: Sequence[Film], cameras: Cameras, lenses: Float[Tensor, 
     return done
 
 
-def lensed(cameras: Cameras, lenses: Float[Tensor, "C 4"]) -> Cameras:
+def lensed(cameras: Cameras, lenses: Float[Tensor, "C 7"]) -> Cameras:
     """The cameras as footage that keeps its bending needs them: OpenCV distortion, the middle moved."""
     K, bend = cameras.K.clone(), torch.zeros(len(cameras), 8)
-    K[:, :2, 2] += lenses[:, 2:].to(K)
-    bend[:, :2] = lenses[:, :2].float()
+    K[:, :2, 2] += lenses[:, 2:4].to(K)
+    bend[:, :5] = lenses[:, [0, 1, 5, 6, 4]].float()
     return replace(cameras, K=K, model="opencv", distortion=bend)

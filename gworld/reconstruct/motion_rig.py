@@ -19,7 +19,7 @@ from torch import Tensor
 from gworld.errors import InputError
 from gworld.geometry import se3_exp
 from gworld.reconstruct.motion_dots import find_dots, shared_places
-from gworld.reconstruct.motion_lens import bent, unbent
+from gworld.reconstruct.motion_lens import FREE, bent, unbent
 from gworld.scene.cameras import Cameras
 
 LEAST_CORRELATION = 0.55
@@ -29,8 +29,11 @@ NOISE = 0.5
 """Pixels: how exactly a patch is found."""
 LARGEST_PICTURE = 1400
 DOT_ROUNDS = 2
-LENS_SIGMA, LENS_ROUNDS = (0.1, 0.1, 0.01, 0.01), 6
-"""How far off a lens is believed to be: k1, k2, and its middle in widths of the picture; rounds with finer patches."""
+DOT_NOISE = 0.25
+"""Pixels: how exactly a dot is found."""
+LENS_SIGMA, LENS_ROUNDS = (0.1, 0.1, 0.0005, 0.0005, 0.1, 0.003, 0.003), 6
+"""How far off a lens is believed to be (its numbers as in `motion_lens`, its middle in widths of the picture: what a
+calibration knows best); rounds with finer patches."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class RigOptions:
 
 @dataclass(frozen=True)
 class RigFit:
-    """Refined cameras, lenses [C,4] (k1, k2, dx, dy as in `motion_lens`; zeros unless asked for), and how well the flat
-    pictures agree: matches, median disagreement before and after (pixels)."""
+    """Refined cameras, lenses [C,7] (as in `motion_lens`; zeros unless asked for), and how well the flat pictures
+    agree: matches, median disagreement before and after (pixels)."""
 
     cameras: Cameras
-    lenses: Float[Tensor, "C 4"]
+    lenses: Float[Tensor, "C 7"]
     matches: int
     before: float
     after: float
@@ -68,7 +71,7 @@ class RigFit:
 
 @dataclass(frozen=True, eq=False)
 class _Guess:
-    """K [C,3,3], world_from_camera [C,4,4] and lenses [C,4] as far as they are known."""
+    """K [C,3,3], world_from_camera [C,4,4] and lenses [C,7] as far as they are known."""
 
     K: Tensor
     poses: Tensor
@@ -91,7 +94,7 @@ def refine_rig(pictures: Float[ndarray, "C H W 3"], cameras: Cameras, options: R
     near the given ones where nothing binds them: the frame of the world is theirs. Raises `InputError` when the plane
     is not seen by two cameras.
     """
-    guess = _Guess(cameras.K.double(), cameras.world_from_camera.double(), torch.zeros(len(cameras), 4).double())
+    guess = _Guess(cameras.K.double(), cameras.world_from_camera.double(), torch.zeros(len(cameras), FREE).double())
     before, matches = np.inf, list[_Match]()
     # Dots tell the lenses so much better than patches that these are left to find the poses alone.
     rough = replace(options, lens=options.lens and not options.dots)
@@ -296,7 +299,7 @@ def _solve_dots(pictures: ndarray, cameras: Cameras, guess: _Guess, options: Rig
                 gaps.append((shown - pixels[camera][rows]).numpy().ravel())
             return np.concatenate(gaps)
 
-        guess = _least(residual, cameras, guess, options, 3)
+        guess = _least(residual, cameras, guess, options, 3, DOT_NOISE)
     return guess
 
 
@@ -308,24 +311,30 @@ def _axes(level: Tensor) -> Float[Tensor, "2 3"]:
 
 
 def _least(
-    gaps: Callable[[_Guess, Tensor], ndarray], cameras: Cameras, guess: _Guess, options: RigOptions, more: int = 0
+    gaps: Callable[[_Guess, Tensor], ndarray],
+    cameras: Cameras,
+    guess: _Guess,
+    options: RigOptions,
+    more: int = 0,
+    noise: float = NOISE,
 ) -> _Guess:
     """The poses, and lenses if they are to be found, of the least gaps (pixels), near the given ones; `more` numbers
     are free."""
     from scipy.optimize import least_squares
 
     sigma = torch.tensor([options.distance_sigma] * 3 + [options.angle_sigma] * 3, dtype=torch.float64)
-    lens_sigma = torch.tensor(LENS_SIGMA).double() * torch.tensor([1.0, 1.0, cameras.width, cameras.width]).double()
+    lens_sigma = torch.tensor(LENS_SIGMA).double()
+    lens_sigma[2:4] *= cameras.width
     given, count = cameras.world_from_camera.double(), 6 * len(cameras)
-    lenses = 4 * len(cameras) if options.lens else 0
+    lenses = FREE * len(cameras) if options.lens else 0
 
     def moved(free: Tensor) -> _Guess:
-        bend = free[count : count + lenses].reshape(-1, 4) * lens_sigma if options.lens else guess.lenses
+        bend = free[count : count + lenses].reshape(-1, FREE) * lens_sigma if options.lens else guess.lenses
         return _Guess(guess.K, given @ se3_exp(free[:count].reshape(-1, 6) * sigma), bend)
 
     def residual(flat: ndarray) -> ndarray:
         free = torch.from_numpy(flat)
-        off = gaps(moved(free), free[count + lenses :]) / NOISE
+        off = gaps(moved(free), free[count + lenses :]) / noise
         # least_squares is robust on each number; what binds the poses to the given ones must stay quadratic.
         return np.concatenate([np.sign(off) * np.sqrt(2 * (np.sqrt(1 + np.square(off) / 4) - 1)) * 2, flat])
 

@@ -23,6 +23,7 @@ from PIL import Image
 from gworld.bench.realpush_droid import WRISTS, hand_log
 from gworld.data.store import open_episodes, read_episode
 from gworld.evaluate import html
+from gworld.formats.world import load_world
 from gworld.geometry import transform_from_pose
 
 GWORLD = [sys.executable, "-m", "gworld"]
@@ -56,11 +57,17 @@ def _used() -> float:
     return children.ru_utime + children.ru_stime
 
 
-def track_file(store: Path, plane: Path, out: Path) -> Path:
+def track_file(store: Path, world: Path, plane: Path, out: Path) -> Path:
     """The track of the newest episode, as the bench takes it."""
     episodes = open_episodes(store)
     episode = read_episode(episodes, len(episodes) - 1)
     assert episode.link_poses is not None and episode.cameras is not None
+    lensed, straight = episode.cameras, load_world(world).cameras
+    assert straight is not None
+    lenses = np.zeros((len(lensed), 7))  # k1 k2 dx dy k3 p1 p2
+    if lensed.distortion is not None:
+        lenses[:, [0, 1, 5, 6, 4]] = lensed.distortion[:, :5].numpy()
+        lenses[:, 2:4] = (lensed.K - straight.K)[:, :2, 2].numpy()
     np.savez(
         out,
         times=episode.times.numpy(),
@@ -70,6 +77,7 @@ def track_file(store: Path, plane: Path, out: Path) -> Path:
         camera_names=np.array(episode.cameras.names or [video.name for video in episode.videos]),
         world_from_camera=episode.cameras.world_from_camera.double().numpy(),
         held=np.array([HELD]),
+        lenses=lenses,
     )
     return out
 
@@ -130,7 +138,7 @@ def run(data: Path, out: Path, tracked: bool = False, droid: bool = True, quick:
         script = str(Path(__file__).with_name("04_track_recording.py"))
         command = [sys.executable, script, str(data), str(out), "--hold-out", HELD]
         stages.append(stage("raw files to world and track", command))
-    track = track_file(out / "episodes", data / PLANE, out / "track.npz")
+    track = track_file(out / "episodes", out / "world", data / PLANE, out / "track.npz")
     second = [*GWORLD, "bind", str(out / "world"), "--robot", str(data / MODEL), "--name", "other", "--base", *ACROSS,
               "--control", "hand_step", "--hand", "panda_pusher", "--skin.per-square-metre", "6000",
               "--out", str(out / "pair"), "--overwrite"]  # fmt: skip
