@@ -29,7 +29,7 @@ FLIES, HIGH = 0.1, 0.2
 """Gap, in radii, beyond which nothing holds what is in the air; and height above where a thing lies lowest."""
 ALIKE, AGREE = 4, 0.02
 """Instants that have to tell of one fall before it is believed, and how much these may differ, in parts of it."""
-FLAT = (0.01, 0.02)
+FLAT = (0.03, 0.02)
 """Change of height (radii) and sine of the tilt in two steps below which a thing slides and neither tips nor rolls."""
 PARTING = 0.02
 """Growth of a gap in a step, in radii, by which bodies part."""

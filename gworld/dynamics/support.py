@@ -117,8 +117,8 @@ def lifted(
     """Who still lies under impulses [Q,3] on the contacts: not what they draw up by more than its weight, `fall` [N,3]
     being what that alone would do to a velocity meanwhile, nor what they tip.
 
-    A body tips where the weight it stands with and the friction under it, at most `brake` (m/s) times its mass, could
-    balance what pushes it only from beside what it stands on.
+    A body tips where the weight it stands with and the friction under it, at most `brake` [N,1] or one (m/s) times its
+    mass, could balance what pushes it only from beside what it stands on.
     """
     up, zero = grounded.up, torch.zeros_like(grounded.up)
     along = zero.index_add(0, contacts.a, impulse).index_add(0, contacts.b, -impulse)
@@ -128,7 +128,7 @@ def lifted(
     drawn = (along * up).sum(-1)
     weight = -(fall * up).sum(-1)
     sliding = along - drawn[:, None] * up
-    part = (brake / sliding.norm(dim=-1).clamp_min(1e-9)).clamp_max(1.0)[:, None]  # more than that makes it slide
+    part = (brake / sliding.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1.0)  # more than that makes it slide
     stands = (weight - part[:, 0] * drawn).clamp_min(1e-9)
     turned = part * (twist + grounded.high[:, None] * torch.linalg.cross(up, sliding))
     center = -torch.linalg.cross(up, turned) / stands[:, None]
