@@ -99,6 +99,18 @@ def test_errands_out_of_sight_are_the_same_when_looked_at(recorded: Recorded) ->
     assert state_at(trace, 2).world_from_link.shape == (len(recorded.world.links), 4, 4)
 
 
+def test_what_rests_is_the_same_by_every_bit(recorded: Recorded) -> None:
+    """Starts told by other arithmetic than the chain's, seven worlds turned otherwise each: holding changes no bit."""
+    starts, _ = paired_states(recorded, range(40, 47))
+    for stepper in (Kinematics(recorded.world), shipped_stepper("push", recorded.world)):
+        engine = Engine(recorded.world, stepper, EngineOptions(1 / FPS, 7))
+        first = engine.reset(0, starts).world_from_link
+        told_start = torch.stack([start.world_from_link for start in starts])
+        assert torch.allclose(first, told_start, atol=1e-6) and not torch.equal(first, told_start)
+        held = engine.hold()
+        assert all(torch.equal(engine.step(held).world_from_link, first) for _ in range(20))
+
+
 def test_a_plan_is_acted_out_in_the_truth(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gworld.bench.plan.LOOK", PlanOptions(horizon=3, hold=3, samples=4, rounds=1, elites=2))
     monkeypatch.setattr("gworld.bench.plan.AGAIN", 3)

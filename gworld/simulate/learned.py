@@ -21,7 +21,16 @@ from gworld.dynamics.tokens import Scene, compile_scene, select_worlds
 from gworld.dynamics.uncertainty import Calibration, calibration_from, deviations_of, disturb, part_copies
 from gworld.errors import InputError, UsageError
 from gworld.scene.world import World
-from gworld.simulate.stepper import AgentBody, Kinematics, Stepper, agent_bodies, hold_action, read_state
+from gworld.simulate.stepper import (
+    ROUNDING,
+    AgentBody,
+    Kinematics,
+    Stepper,
+    agent_bodies,
+    hold_action,
+    read_state,
+    rest_on_chain,
+)
 
 
 class Learned:
@@ -40,6 +49,8 @@ class Learned:
         self.drives = {name: drive for name, body in self.bodies.items() if (drive := drive_of(world, body))}
         rest = {name: body for name, body in self.bodies.items() if name not in self.drives}
         self._others = Kinematics(world, rest)
+        self._free = torch.zeros(len(world.links), dtype=torch.bool)
+        self._free[[link for entity in world.entities if entity.kind == "object" for link in entity.links]] = True
         self._scene = compile_scene([world], seconds)
         self._scenes: dict[int, Scene] = {}
         self.note = "learned dynamics move objects and joints"
@@ -49,17 +60,18 @@ class Learned:
     def start(self, motion: Motion) -> Motion:
         """The motion with joint values, read from where the links stand, and a blank belief where there is none."""
         motion = self._others.start(motion)
-        memory, width = dict(motion.memory), self.model.config.belief
+        memory, width, poses = dict(motion.memory), self.model.config.belief, motion.world_from_link
         for name, drive in self.drives.items():
             size = 3 * sum(place.stop - place.start for place in value_slots(drive.skeleton).values())
             known = memory.get(name)
             if known is None or known.shape[-1] != size:
-                values = read_state(self.bodies[name], motion.world_from_link[:, list(drive.links)]).values
-                memory[name] = full_memory(values)
+                state = read_state(self.bodies[name], poses[:, list(drive.links)])
+                poses = rest_on_chain(self.bodies[name], poses, state)
+                memory[name] = full_memory(state.values)
         belief = motion.belief
         if belief.shape[-1] != width:
             belief = belief.new_zeros(*belief.shape[:-1], width)
-        return replace(motion, memory=memory, belief=belief)
+        return replace(motion, world_from_link=poses, memory=memory, belief=belief)
 
     def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
         """One step of the network; it was read for steps of one length and takes no other."""
@@ -69,7 +81,7 @@ class Learned:
         if scene is None:
             rows = torch.zeros(len(motion), dtype=torch.int64)
             scene = self._scenes[len(motion)] = select_worlds(self._scene, rows)
-        after = self.model.step(scene, motion, actions, self.drives)
+        after = self._rested(motion, self.model.step(scene, motion, actions, self.drives))
         if not self._others.bodies:
             return after
         carried = self._others.step(replace(after, memory=dict(motion.memory)), actions, seconds)
@@ -78,6 +90,13 @@ class Learned:
         twists[:, links] = carried.twists[:, links]
         own = {name: carried.memory[name] for name in self._others.bodies}
         return replace(after, world_from_link=carried.world_from_link, twists=twists, memory={**after.memory, **own})
+
+    def _rested(self, before: Motion, after: Motion) -> Motion:
+        """Objects without velocity stay by every bit: a rotation made straight anew differs in its last ones."""
+        poses = after.world_from_link
+        same = ((poses - before.world_from_link).abs() <= ROUNDING).flatten(2).all(2)
+        same &= (after.twists == 0).all(-1) & self._free
+        return replace(after, world_from_link=torch.where(same[..., None, None], before.world_from_link, poses))
 
     def deviations(
         self, start: Motion, actions: Mapping[str, Float[Tensor, "W T A"]], steps: int

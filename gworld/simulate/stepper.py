@@ -23,6 +23,8 @@ from gworld.geometry import invert_transform, quat_from_matrix, rotvec_from_quat
 from gworld.scene.world import ActionSpec, Entity, World
 
 NO_SPEC = ActionSpec((), (), (), ())
+ROUNDING = 1e-6
+"""By how much numbers of a pose (metres; parts of a rotation) may differ for rounding alone."""
 
 
 @runtime_checkable
@@ -78,14 +80,15 @@ class Kinematics:
 
     def start(self, motion: Motion) -> Motion:
         """The motion with the joint values of agents that have none, read from where their links stand."""
-        memory = dict(motion.memory)
+        memory, poses = dict(motion.memory), motion.world_from_link
         for name, body in self.bodies.items():
             known = memory.get(name)
             if known is None or known.shape[-1] != body.width + 17:
-                state = read_state(body, motion.world_from_link[:, list(body.entity.links)])
+                state = read_state(body, poses[:, list(body.entity.links)])
+                poses = rest_on_chain(body, poses, state)
                 moving = motion.twists[:, body.entity.links[0], :3]  # a vehicle rolls on at the speed it is seen with
                 memory[name] = _pack(replace(state, speed=(moving * state.base[:, :3, 0]).sum(-1)))
-        return replace(motion, memory=memory)
+        return replace(motion, world_from_link=poses, memory=memory)
 
     def step(self, motion: Motion, actions: Mapping[str, Tensor], seconds: float) -> Motion:
         """Every agent's own step; one that is told nothing stays as it is (a vehicle rolls on)."""
@@ -163,6 +166,19 @@ def read_state(body: AgentBody, world_from_link: Float[Tensor, "W n 4 4"]) -> Ag
 def links_of(body: AgentBody, state: AgentState) -> Float[Tensor, "W n 4 4"]:
     """`world_from_link` of an agent's own links."""
     return forward_kinematics(body.skeleton, state.values, state.base)[..., list(body.carriers), :, :]
+
+
+def rest_on_chain(body: AgentBody, poses: Float[Tensor, "W L 4 4"], state: AgentState) -> Float[Tensor, "W L 4 4"]:
+    """Poses of all links, an agent's own as its chain puts them in worlds where that changes them by rounding alone.
+
+    What a recording or a file says comes by other arithmetic; a step under which nothing moves then changes no bit.
+    """
+    links = list(body.entity.links)
+    before, after = poses[:, links], links_of(body, state)
+    near = ((after - before).abs() <= ROUNDING).flatten(1).all(1)
+    found = poses.clone()
+    found[:, links] = torch.where(near[:, None, None, None], after, before)
+    return found
 
 
 def hold_action(skeleton: Skeleton, spec: ActionSpec, values: Float[Tensor, "W V"]) -> Float[Tensor, "W A"]:
