@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import permutations, product
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +56,16 @@ class Thing:
 
 
 @dataclass(frozen=True, eq=False)
+class Square:
+    """A link that never turns against its robot's root: both links' numbers, the turn, how surely (radians)."""
+
+    root: int
+    link: int
+    quat_wxyz: Float[Tensor, " 4"]
+    sigma: float
+
+
+@dataclass(frozen=True, eq=False)
 class Bodies:
     """All that moves. `gaussians` are theirs alone; `low`, `high` [S] bound the state; `reach` [P] is how far each
     component of a step moves the body at most, in metres per unit."""
@@ -67,6 +78,7 @@ class Bodies:
     low: Float[Tensor, " S"]
     high: Float[Tensor, " S"]
     reach: Float[Tensor, " P"]
+    squares: tuple[Square, ...] = ()
 
     @property
     def size(self) -> int:
@@ -118,6 +130,7 @@ def bodies_of(world: World, robots: Mapping[str, Skeleton], options: TrackOption
         raise InputError(f"what is to be tracked has no Gaussians ({', '.join(empty) or 'no body has any'}). Bind it.")
     state, ends = torch.cat(values), (torch.cat(low), torch.cat(high))
     bodies = Bodies(gaussians, rest, tuple(arms), tuple(things), state, *ends, torch.ones(0, dtype=torch.float64))
+    bodies = replace(bodies, squares=tuple(_square(world, bodies, name, options) for name in options.square))
     return replace(bodies, reach=_reaches(bodies))
 
 
@@ -161,6 +174,17 @@ def between(bodies: Bodies, before: Float[Tensor, "*#B S"], after: Float[Tensor,
         turn = rotvec_from_quat(quat_multiply(poses[1][..., 3:], inverse))
         ends = [(matrix_from_quat(pose[..., 3:]) @ thing.middle) + pose[..., :3] for pose in poses]
         parts.append(torch.cat([ends[1] - ends[0], turn], dim=-1) @ thing.axes)
+    return torch.cat(parts, dim=-1)
+
+
+def turned_away(bodies: Bodies, poses: Float[Tensor, "*B L 4 4"]) -> Float[Tensor, "*B N"]:
+    """By how many sigmas links that are held square are turned, three numbers each."""
+    parts = [torch.zeros(*poses.shape[:-3], 0, dtype=torch.float64)]
+    for square in bodies.squares:
+        root, quat = (pose_from_transform(poses[..., link, :, :])[..., 3:] for link in (square.root, square.link))
+        back = root.new_tensor([1.0, -1.0, -1.0, -1.0])
+        turn = quat_multiply((square.quat_wxyz * back).expand_as(root), quat_multiply(root * back, quat))
+        parts.append(rotvec_from_quat(turn) / square.sigma)
     return torch.cat(parts, dim=-1)
 
 
@@ -231,6 +255,33 @@ def _rest_of(arm: Arm, world: World, rest: Tensor) -> Tensor:
     if float((shown - rest[arm.links]).abs().amax()) > 1e-2:
         return rest_values(arm.skeleton, torch.float64)
     return values
+
+
+def _square(world: World, bodies: Bodies, name: str, options: TrackOptions) -> Square:
+    """A link by its name (`hand` or `arm/hand`), with the turn by quarters that is nearest at rest."""
+    poses = poses_of(bodies, bodies.start)
+    for arm in bodies.arms:
+        for link in arm.links.tolist():
+            if world.links[link].name not in (name, f"{arm.name}/{name}"):
+                continue
+            root = int(arm.links[0])
+            away = poses[root, :3, :3].T @ poses[link, :3, :3]
+            quarters = torch.eye(4, dtype=torch.float64)
+            quarters[:3, :3] = _nearest_quarters(away)
+            return Square(root, link, pose_from_transform(quarters)[3:], options.square_sigma)
+    raise UsageError(f"there is no link `{name}` of a tracked robot to be held square. Give a name of its model.")
+
+
+def _nearest_quarters(turn: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:
+    """The turn by quarters about axes that is nearest to another turn."""
+    best = torch.eye(3, dtype=torch.float64)
+    for order in permutations(range(3)):
+        for signs in product((1.0, -1.0), repeat=3):
+            tried = torch.zeros(3, 3, dtype=torch.float64)
+            tried[torch.arange(3), torch.tensor(order)] = torch.tensor(signs, dtype=torch.float64)
+            if torch.linalg.det(tried) > 0 and (tried * turn).sum() > (best * turn).sum():
+                best = tried
+    return best
 
 
 def _thing(world: World, name: str, link: int, start: int, options: TrackOptions) -> Thing:

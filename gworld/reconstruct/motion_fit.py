@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.reconstruct.motion_bodies import Bodies, between, moved, poses_of, root_steps
+from gworld.reconstruct.motion_bodies import Bodies, between, moved, poses_of, root_steps, turned_away
 from gworld.reconstruct.motion_draw import Box, box_of, draw_poses, drifted
 from gworld.reconstruct.motion_film import Level, Shot
 
@@ -73,6 +73,8 @@ def costs(
             residual, _ = _residuals(bodies, poses_of(bodies, here), level, shot, camera, None, weights)
             square = residual.square().sum(-1)
             total[rows] += _robust(square).sum((1, 2)).double()
+    if bodies.squares:
+        total += alike(level) * turned_away(bodies, poses_of(bodies, states)).square().sum(-1)
     return total
 
 
@@ -264,7 +266,13 @@ def _normal(
         cost += 0.5 * float((robust - _bare(level, shot, camera, box, weights)).sum())
         covered += float(alpha[0].sum())
         missed += float((alpha[0] * robust).sum())
-    return cost / share, gradient / share, matrix / share, missed / max(covered, 1.0)
+    cost, gradient, matrix = cost / share, gradient / share, matrix / share
+    if bodies.squares:
+        away = turned_away(bodies, poses_at(0))
+        rows = (away[1 : 1 + count] - away[1 + count :]) / span[:, None]
+        cost, gradient = cost + 0.5 * float(away[0].square().sum()), gradient + rows @ away[0]
+        matrix = matrix + rows @ rows.T
+    return cost, gradient, matrix, missed / max(covered, 1.0)
 
 
 def metres_per_pixel(bodies: Bodies, level: Level, state: Tensor) -> float:

@@ -24,6 +24,11 @@ class TrackOptions:
     """Refine where the robots' roots stand, from pictures of the whole recording, before tracking."""
     rig: RigOptions = field(default_factory=RigOptions)
     """The static plane, and how far cameras may be off."""
+    square: tuple[str, ...] = ()
+    """Links that never turn against their robot's root (a tool that is only carried about), at the turn by quarters
+    that is nearest to the given start."""
+    square_sigma: float = 0.005
+    """How far such links are believed to turn all the same (radians)."""
     base_sigma: float = 0.02
     """How far off a robot's given root is believed to be (metres; radians: the same over half a metre)."""
     joint_sigma: float = 0.0
