@@ -97,6 +97,16 @@ def test_what_cannot_be_done_is_one_sentence(
     assert fact in message and "Traceback" not in message
 
 
+def test_a_mended_command_takes_the_place_of_one_that_made_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("mistyped.mp4", "wrong-again.mp4"):
+        assert main(["reconstruct", "--video", str(tmp_path / name), "--out", str(tmp_path / "run")]) == 3
+        assert f"{name}` does not exist" in capsys.readouterr().err
+    (tmp_path / "run" / "stages.json").write_text("{}")
+    assert main(["reconstruct", "--video", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "run")]) == 2
+
+
 def test_nobodys_folder_is_replaced(posed: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert main(["reconstruct", "--data", str(posed), "--out", str(tmp_path), "--overwrite"]) == 2

@@ -125,7 +125,7 @@ def _begin(options: Options) -> Options:
             raise UsageError(f"`{name}` belongs to one video; {len(options.video)} were given.")
     if options.times and len(options.times) != len(options.video):
         raise UsageError(f"{len(options.times)} `--times` were given for {len(options.video)} inputs; one for each.")
-    refuse_existing(options.out, overwrite=options.overwrite)
+    refuse_existing(options.out, overwrite=options.overwrite or _barren(options.out))
     _clear(options.out)
     options.out.mkdir(parents=True, exist_ok=True)
     options = _absolute(options)
@@ -151,6 +151,11 @@ def _absolute(options: Options) -> Options:
         imu_log=whole(options.imu_log),
         masks=replace(options.masks, source=source if source in ("auto", "none") else str(Path(source).resolve())),
     )
+
+
+def _barren(out: Path) -> bool:
+    """Whether a run ended before it made anything, as with a mistyped path: the mended command may take its place."""
+    return out.is_dir() and [entry.name for entry in out.iterdir()] == ["config.yaml"]
 
 
 def _clear(out: Path) -> None:
