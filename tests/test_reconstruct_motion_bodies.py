@@ -69,3 +69,18 @@ def test_steps_keep_squares(tmp_path: Path) -> None:
         turned_away(bodies, poses_of(bodies, one)) for one in (bodies.start, moved(bodies, bodies.start, step))
     )
     torch.testing.assert_close(here, there)
+
+
+def test_height_over_the_root_is_held_where_asked(tmp_path: Path) -> None:
+    scene = film_scene(tmp_path, 1, width=64, height=48)
+    options = TrackOptions(square=("arm/part2",), square_sigma=1.0, square_rise=0.01)
+    bodies = bodies_of(scene.world, {"arm": scene.robot}, options)
+    state = bodies.start.clone()
+    state[1] += 0.4
+    here, there = poses_of(bodies, bodies.start), poses_of(bodies, state)
+    away = turned_away(bodies, there)
+    assert away.shape == (4,)
+    link = bodies.arms[0].links[3]
+    risen = there[link, 2, 3] - here[link, 2, 3]
+    assert abs(float(risen)) > 0.005
+    torch.testing.assert_close(away[3], risen / 0.01, atol=1e-3, rtol=0)

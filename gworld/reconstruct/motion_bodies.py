@@ -57,12 +57,15 @@ class Thing:
 
 @dataclass(frozen=True, eq=False)
 class Square:
-    """A link that never turns against its robot's root: both links' numbers, the turn, how surely (radians)."""
+    """A link that never turns against its robot's root: both links' numbers, the turn, how surely (radians); how high
+    it stays over the root, and how surely (metres; 0: not at all)."""
 
     root: int
     link: int
     quat_wxyz: Float[Tensor, " 4"]
     sigma: float
+    height: float
+    rise: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +181,15 @@ def between(bodies: Bodies, before: Float[Tensor, "*#B S"], after: Float[Tensor,
 
 
 def turned_away(bodies: Bodies, poses: Float[Tensor, "*B L 4 4"]) -> Float[Tensor, "*B N"]:
-    """By how many sigmas links that are held square are turned, three numbers each."""
+    """By how many sigmas links that are held square are turned, three numbers each, and raised, where that is held."""
     parts = [torch.zeros(*poses.shape[:-3], 0, dtype=torch.float64)]
     for square in bodies.squares:
         root, quat = (pose_from_transform(poses[..., link, :, :])[..., 3:] for link in (square.root, square.link))
         back = root.new_tensor([1.0, -1.0, -1.0, -1.0])
         turn = quat_multiply((square.quat_wxyz * back).expand_as(root), quat_multiply(root * back, quat))
         parts.append(rotvec_from_quat(turn) / square.sigma)
+        if square.rise > 0:
+            parts.append((_height(poses, square.root, square.link) - square.height)[..., None] / square.rise)
     return torch.cat(parts, dim=-1)
 
 
@@ -268,8 +273,16 @@ def _square(world: World, bodies: Bodies, name: str, options: TrackOptions) -> S
             away = poses[root, :3, :3].T @ poses[link, :3, :3]
             quarters = torch.eye(4, dtype=torch.float64)
             quarters[:3, :3] = _nearest_quarters(away)
-            return Square(root, link, pose_from_transform(quarters)[3:], options.square_sigma)
+            height = float(_height(poses, root, link))
+            quat = pose_from_transform(quarters)[3:]
+            return Square(root, link, quat, options.square_sigma, height, options.square_rise)
     raise UsageError(f"there is no link `{name}` of a tracked robot to be held square. Give a name of its model.")
+
+
+def _height(poses: Float[Tensor, "*B L 4 4"], root: int, link: int) -> Float[Tensor, "*B"]:
+    """How high a link stands over a root, along its z axis."""
+    away = poses[..., link, :3, 3] - poses[..., root, :3, 3]
+    return (away * poses[..., root, :3, 2]).sum(-1)
 
 
 def _nearest_quarters(turn: Float[Tensor, "3 3"]) -> Float[Tensor, "3 3"]:

@@ -29,6 +29,8 @@ class TrackOptions:
     that is nearest to the given start."""
     square_sigma: float = 0.005
     """How far such links are believed to turn all the same (radians)."""
+    square_rise: float = 0.0
+    """How far such links rise above, or sink below, where they start (metres, along the root's z axis); 0: any way."""
     base_sigma: float = 0.02
     """How far off a robot's given root is believed to be (metres; radians: the same over half a metre)."""
     joint_sigma: float = 0.0
