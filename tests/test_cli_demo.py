@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,15 @@ def test_bodies_stand_where_the_recording_has_them() -> None:
     for link in shared:
         assert link.pose[:3] == pytest.approx(first[link.name][:3], abs=2e-4), link.name
     assert not set(recording.held_out) & (set(recording.learn) | set(recording.scan))
+
+
+def test_everything_that_is_opened_from_assets_is_installed() -> None:
+    """Wheels and source distributions hold what the code looks for; an editable installation would not show it."""
+    root = Path(__file__).resolve().parent.parent
+    opened = {"tabletop.mp4", "recording", "refiner", "dynamics"}
+    installed = re.findall(
+        r"/\.\./assets/(\S+) DESTINATION gworld/assets", (root / "cuda_ext/CMakeLists.txt").read_text()
+    )
+    (line,) = [line for line in (root / "pyproject.toml").read_text().splitlines() if line.startswith("sdist.include")]
+    assert set(installed) == opened == set(re.findall(r'"assets/([^"]+)"', line))
+    assert all((root / "assets" / name).exists() for name in opened)

@@ -17,7 +17,7 @@ OWN = ("README.txt", "world", "dynamics", "fit", "demo.mp4", "demo.parquet", "de
 ABOUT = """world/ the scene as Gaussians, learned from 12 cameras' films, with two robots and three things bound to it
 dynamics/ how pushed things move, learned from 24 recordings
 demo.mp4 a recording that nothing was learned from: truth above, its simulation from the same actions below
-refined.mp4 the simulation from one camera, as rendered and refined where the world is unsure of itself
+refined.mp4 the simulation from one camera, as rendered and refined where the world is unsure; not without a refiner
 report.html how good that is; demo.parquet the motion, demo-errors.csv its errors
 """
 
@@ -87,6 +87,7 @@ def _close(options: Options, facts: dict[str, Any]) -> None:
         print_json(facts)
         return
     out = shlex.quote(str(options.out))
-    say(f"made {options.out}: world/, dynamics/, demo.mp4 (truth above prediction), refined.mp4, report.html")
+    refined = "refined.mp4, " if facts["refine"] else ""
+    say(f"made {options.out}: world/, dynamics/, demo.mp4 (truth above prediction), {refined}report.html")
     say(f"result: {found['headline']} In {sum(facts['seconds'].values()):.0f} s.")
     say(f"next: gworld simulate --world {out}/world --dynamics {out}/dynamics --rate 20 --policy random")
