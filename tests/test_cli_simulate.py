@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from gworld.cli.main import main
+from gworld.cli.simulate_draw import seeing
 from gworld.data.store import open_episodes, read_episode
 from gworld.formats.gltf import read_gltf
 from gworld.reconstruct.coverage import measure_coverage, save_coverage
@@ -141,6 +142,16 @@ def test_what_the_footage_showed_is_told_per_pixel(world: World, tmp_path: Path)
     }
     assert set(np.unique(maps["front"])) <= {0, 2} and (maps["front"] == 2).mean() > 0.3
     assert (maps["east"] == 2).mean() < 0.2 * (maps["front"] == 2).mean()
+
+
+def test_of_a_scans_cameras_those_that_see_robots_are_shown(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert world.cameras is not None
+    four = pick_cameras(replace(world.cameras, links=()), [0, 1, 0, 1])
+    turned = four.world_from_camera.clone()
+    turned[:2, :3, 0], turned[:2, :3, 2] = -turned[:2, :3, 0], -turned[:2, :3, 2]
+    four = replace(four, world_from_camera=turned, names=())
+    assert seeing(world, four, [0, 1, 2, 3]) == [2, 3] and not capsys.readouterr().err
+    assert seeing(world, four, [0, 1]) == [0, 1] and "no camera sees" in capsys.readouterr().err
 
 
 REFUSED = {

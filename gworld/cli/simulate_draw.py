@@ -30,7 +30,7 @@ from gworld.render.select import choose_backend
 from gworld.render.video import Frame as Picture
 from gworld.render.video import open_video, side_by_side
 from gworld.runlog import track
-from gworld.scene.cameras import Cameras, resize_cameras
+from gworld.scene.cameras import Cameras, project_points, resize_cameras
 from gworld.scene.world import World
 from gworld.simulate.engine import Engine, EngineOptions
 from gworld.simulate.files import LabelFolder, camera_name, make_episode, write_animation, write_rollout
@@ -130,11 +130,27 @@ def choose_cameras(world: World, options: Options, seconds: float) -> Cameras | 
         raise UsageError(f"there is no camera `{missing[0]}`; there are {', '.join(names)}, and orbit.")
     cameras = replace(cameras, names=names, model="pinhole", distortion=None)
     if not words and len(names) > MANY:
-        fixed = [place for place, name in enumerate(names) if not cameras.links or cameras.links[place] == 0]
+        fixed = [place for place in range(len(names)) if not cameras.links or cameras.links[place] == 0]
+        riding = set(range(len(names))) - set(fixed)
+        fixed = seeing(world, cameras, fixed)
         spread = {fixed[(2 * place + 1) * len(fixed) // (2 * FEW)] for place in range(FEW)} if fixed else set()
-        words = tuple(name for place, name in enumerate(names) if place in spread or place not in fixed)
+        words = tuple(name for place, name in enumerate(names) if place in spread or place in riding)
         say(f"{len(words)} of {len(names)} cameras are shown: {', '.join(words)} (others with `--cameras`)")
     return at_width(pick_cameras(cameras, [names.index(word) for word in words or names]), options.width)
+
+
+def seeing(world: World, cameras: Cameras, rows: list[int]) -> list[int]:
+    """Those cameras that have at least half as much of robots and things in sight, at rest, as the best of them has."""
+    links = [link for entity in world.entities for link in entity.links]
+    if not links or not rows:
+        return rows
+    places, depth = project_points(pick_cameras(cameras, rows), world.rest_poses()[links, :3, 3])
+    size = places.new_tensor([cameras.width, cameras.height])
+    share = ((places >= 0) & (places < size)).all(-1).logical_and(depth > 0).float().mean(1)
+    if not bool(share.any()):
+        names = ", ".join(entity.name for entity in world.entities)
+        say(f"no camera sees {names}; place them with `gworld bind --base`, or look with `--cameras orbit`")
+    return [row for row, part in zip(rows, share.tolist(), strict=True) if part >= share.max() / 2]
 
 
 def at_width(cameras: Cameras, width: int) -> Cameras:
