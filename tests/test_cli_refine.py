@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from gworld.cli.main import main
 from gworld.data.pairset import iterate_pairs, open_pairs
 from gworld.data.toys import tabletop_world, waving_rollout
 from gworld.formats.transforms import write_transforms
-from gworld.formats.world import load_world, save_world
+from gworld.formats.world import gaussians_hash, load_world, save_world
 from gworld.reconstruct.coverage import load_coverage
 from gworld.reconstruct.pairs import PairOptions, fit_scene
 from gworld.refine.network import Refiner, RefinerConfig
 from gworld.refine.saved import SavedRefiner, load_refiner, save_refiner
+from gworld.refine.strength import STRENGTHS
+from gworld.render.conditions import render_clip
 from gworld.render.metrics import psnr
+from gworld.render.paths import orbit, path_cameras
 from gworld.render.video import read_video, write_video
 from gworld.scene.world import World
 from gworld.simulate.files import write_rollout
@@ -60,6 +64,30 @@ def test_a_rollout_is_refined_where_it_is_not_trusted(
     assert shapes == [(48, 64, 3), (48, 128, 3), (48, 64, 3)]
 
 
+def test_links_are_refined_as_strongly_as_helps_their_photos(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    motion, shown = tmp_path / "motion.parquet", load_world(world)
+    write_rollout(waving_rollout(shown, 0.1, 20.0), motion)
+    cameras = path_cameras(orbit(torch.tensor([0.0, 0.0, 0.1]), 1.2, 0.6, 4), 48, 36)
+    photos = render_clip(shown.gaussians, cameras, shown.rest_poses())
+    truth = (photos.rgb + 0.04).clamp(0, 1)  # so that the renders are trusted nowhere
+    for name, folder in (("own", world), ("bare", None)):
+        kept = replace(photos, truth=truth) if folder else None
+        save_refiner(SavedRefiner(shaken(), kept, gaussians_hash(world)), tmp_path / name)
+    told = ["refine", str(motion), "--world", str(world), "--width", "48", "--trust", "0.2", "--json"]
+    changed = []
+    for more in ([], ["--measured"]):
+        out = tmp_path / f"{len(more)}.mp4"
+        assert main([*told, "--refiner", str(tmp_path / "own"), "--out", str(out), *more]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        changed.append(facts["changed"])
+    assert facts["strengths"] and set(facts["strengths"].values()) <= set(STRENGTHS)
+    assert changed[1] < changed[0]  # weights drawn at random help nowhere, or little
+    bare = ["--refiner", str(tmp_path / "bare"), "--measured", "--out", str(tmp_path / "x.mp4")]
+    assert main([*told, *bare]) == 2 and "has none of this world" in capsys.readouterr().err
+
+
 def test_a_plain_video_is_refined_and_contradictions_are_refused(refiner: Path, tmp_path: Path, world: Path) -> None:
     film = tmp_path / "film.mp4"
     pictures = np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8)
@@ -74,6 +102,7 @@ def test_a_plain_video_is_refined_and_contradictions_are_refused(refiner: Path, 
         ["refine", str(film), "--trust", "2", "--out", str(tmp_path / "x.mp4")],
         ["train", "refiner", "--out", str(tmp_path / "run")],
         ["refine", str(film), "--also", str(world), "--out", str(tmp_path / "x.mp4")],
+        ["refine", str(film), "--measured", "--refiner", str(refiner), "--out", str(tmp_path / "x.mp4")],
         ["refine", str(world), "--rounds", "1", "--out", str(tmp_path / "w")],
         ["refine", str(film), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w")],
         ["refine", str(world), "--rounds", "1", "--data", str(tmp_path), "--out", str(tmp_path / "w.mp4")],

@@ -82,9 +82,15 @@ def open_studio(recording: Recording, track: Track, held: str) -> Studio:
     level = levels_of(_some(cameras, others), first_plates(films, link_colours(bodies)), (1,))[1]
     shots = [shot_at(films, float(clock[index]), level) for index in spread]
     bodies, _ = paint(bodies, level, shots, states[spread])
-    film = recording.films[row]
+    return studio_at(recording, track, bodies, states, held)
+
+
+def studio_at(recording: Recording, track: Track, bodies: Bodies, states: Float[Tensor, "T S"], name: str) -> Studio:
+    """The same bodies before a camera's own plates: pixels of its film that no body covers."""
+    cameras, clock = _posed(recording.cameras, track), track.times.numpy()
+    row = cameras.names.index(name)
+    film, camera = recording.films[row], _some(cameras, [row])
     blank = first_plates([film], link_colours(bodies))
-    camera = _some(cameras, [row])
     spread = np.linspace(0, len(clock) - 1, CLEANED).astype(int)
     plates = clean_plates([film], levels_of(camera, blank, (1,))[1], bodies, clock[spread], states[spread], blank)
     block = track.link_names.index("tblock")

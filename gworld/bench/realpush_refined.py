@@ -1,12 +1,13 @@
 """The simulated pushes refined: as the held-out camera would see them, beside what it saw.
 
 The refiner that comes with gworld changes what the bodies cover and nothing else; it is given what the other cameras
-saw before each push, and nothing of the held-out one.
+saw before each push, and nothing of the held-out one. How strongly it changes each link is measured on the films of the
+other cameras while nothing is pushed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.bench.realpush_data import Pushing, Track
-from gworld.bench.realpush_film import CHANGED, Foretold, Studio, picture, simulated
+from gworld.bench.realpush_data import Track
+from gworld.bench.realpush_film import CHANGED, Foretold, Studio, picture, simulated, studio_at
 from gworld.bench.recorded import ROOTS
 from gworld.bench.rows import Row, at_least
 from gworld.bench.track_real import Recording
+from gworld.data.pairset import Pair
 from gworld.formats.world import load_world
 from gworld.reconstruct.motion_draw import draw
 from gworld.reconstruct.motion_film import Film as Footage
 from gworld.refine.sample import Film
 from gworld.refine.saved import load_refiner
+from gworld.refine.strength import measure_strengths
 from gworld.render.conditions import render_clip, render_frame
 from gworld.render.metrics import ssim_map
 from gworld.render.video import as_uint8, open_video, side_by_side
@@ -35,6 +38,8 @@ EVERY = 4
 """Every how many instants are drawn."""
 COVERED = 0.02
 """Opacity from which a body's pixels are the refiner's; the plate behind is footage."""
+STRETCH, BEFORE, AFTER, ENDS = 24, 0.3, 0.4, 10
+"""Instants of a stretch that strengths are measured on, seconds about a push and instants at both ends left out."""
 FIGURES = ("PSNR where something moves", "PSNR of the rest", "SSIM where something moves", "SSIM of the rest")
 
 
@@ -47,6 +52,11 @@ def refined_rows(told: Foretold, folder: Path, out: Path) -> Iterator[Row]:
         return
     world, refiner = load_world(folder / "world"), load_refiner(place)
     track, pushing, studio = told.track, told.pushing, told.studio
+    strengths = measure_strengths(refiner.model, quiet_pairs(told, world))
+    told_ = ", ".join(f"{world.links[k].name} {v:g}" for k, v in strengths.items() if v)
+    yield Row(
+        "links that are refined, of those shown", sum(map(bool, strengths.values())) / len(strengths), "", note=told_
+    )
     found: list[tuple[list[float], list[float]]] = []
     for push, own in told.learned.items():
         first_, last = told.pushes[push]
@@ -54,9 +64,9 @@ def refined_rows(told: Foretold, folder: Path, out: Path) -> Iterator[Row]:
         steps = min(int((last - first_ + 0.3) / pushing.dt), len(pushing.times) - 1 - start)
         block = told.predict(own, torch.tensor([start]), steps)[0]
         photos = before_push(told.recording, track, world, start)
-        film = Film(refiner.model, photos)
+        film = Film(refiner.model, photos, strengths=strengths)
         rows = range(start, start + steps + 1, EVERY)
-        frames = conditions(track, pushing, world, studio, photos, rows, block[::EVERY])
+        frames = conditions(track.held, told, world, studio, photos, rows, block[::EVERY])
         with open_video(out / f"refined-{push + 1}.mp4", 1 / (2 * EVERY * pushing.dt)) as add:
             for row, frame in zip(rows, frames, strict=True):
                 done, truth = film(frame).picture, picture(studio, pushing, row)
@@ -73,12 +83,39 @@ def refined_rows(told: Foretold, folder: Path, out: Path) -> Iterator[Row]:
         yield at_least(f"refined: {name}", float(after), unit, float(before), float(before), note)
 
 
-def before_push(recording: Recording, track: Track, world: World, row: int) -> Clip:
-    """What the cameras that are not held out saw at an instant, each with its own render."""
+def quiet_pairs(told: Foretold, world: World) -> Iterator[Pair]:
+    """Tracked motion before each camera that is not held out, with its footage, while nothing is pushed; as photos what
+    the others saw at the first instant."""
+    assert world.cameras is not None
+    track, pushing = told.track, told.pushing
+    quiet = [
+        row
+        for row in range(ENDS, len(pushing.times) - ENDS)
+        if not any(first - BEFORE <= float(pushing.times[row]) <= last + AFTER for first, last in told.pushes)
+    ]
+    stretches: list[list[int]] = []
+    for row in quiet:
+        if not stretches or row != stretches[-1][-1] + 1 or len(stretches[-1]) == STRETCH:
+            stretches.append([])
+        stretches[-1].append(row)
+    for name in world.cameras.names:
+        if name == track.held:
+            continue
+        studio = studio_at(told.recording, track, told.studio.bodies, told.studio.states, name)
+        for stretch in (one for one in stretches if len(one) >= STRETCH // 2):
+            rows = stretch[::EVERY]
+            photos = before_push(told.recording, track, world, rows[0], {name})
+            frames = conditions(name, told, world, studio, photos, rows, pushing.block[rows])
+            truth = torch.stack([picture(studio, pushing, row) for row in rows])
+            yield Pair(replace(join_clips(list(frames)), truth=truth), photos, "rollout", track.held)
+
+
+def before_push(recording: Recording, track: Track, world: World, row: int, but: Set[str] = frozenset()) -> Clip:
+    """What the cameras that are not held out, nor in `but`, saw at an instant, each with its own render."""
     assert world.cameras is not None
     poses, clips = track.world_from_link[row].float(), []
     for index, name in enumerate(world.cameras.names):
-        if name == track.held:
+        if name in {track.held, *but}:
             continue
         film: Footage = recording.films[recording.cameras.names.index(name)]
         photo = torch.from_numpy(film.pictures[film.nearest(float(track.times[row]))].astype(np.float32) / 255)
@@ -87,17 +124,18 @@ def before_push(recording: Recording, track: Track, world: World, row: int) -> C
 
 
 def conditions(
-    track: Track,
-    pushing: Pushing,
+    name: str,
+    told: Foretold,
     world: World,
     studio: Studio,
     photos: Clip,
-    rows: range,
+    rows: Sequence[int],
     block: Float[Tensor, "T 3"],
 ) -> Iterator[Clip]:
-    """The simulated frames over the held-out camera's plate, with what the world knows of them; the plate is sure."""
+    """Frames of a camera over its plate, the block at places, with what the world knows of them; the plate is sure."""
     assert world.cameras is not None
-    camera = world.cameras[world.cameras.names.index(track.held)]
+    track, pushing = told.track, told.pushing
+    camera = world.cameras[world.cameras.names.index(name)]
     thing = track.link_names.index("tblock")
     before = None
     for row, place in zip(rows, block, strict=True):

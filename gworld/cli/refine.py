@@ -59,6 +59,9 @@ class Options:
     trust: float = 1.0
     """The most confidence that anything gets; below 1 where a world does not know what it does not know. A plain video
     has this confidence everywhere, 0 when not given."""
+    measured: bool = False
+    """Refine each link as strongly as helps the photos: every one is refined as if it had never been taken, and what
+    does not bring it nearer to the truth is left out. Needs a refiner with photos of the world."""
     seed: int = 0
     """Draws the noise."""
     background: tuple[float, float, float] | None = None
@@ -107,6 +110,7 @@ def run(options: Options) -> None:
         "changed": changed / count,
         "refiner": str(options.backbone or source.place),
         "photos": 0 if source.photos is None else len(source.photos),
+        "strengths": {str(link): strength for link, strength in source.strengths.items()},
         "seconds": round(time.monotonic() - started, 3),
     }
     if options.json:
@@ -134,6 +138,7 @@ def _write(options: Options, source: Source) -> tuple[int, float]:
         source.photos,
         seed=options.seed,
         trust=trust,
+        strengths=source.strengths,
         others=source.others,
         drawing=source.drawing,
     )
@@ -171,6 +176,8 @@ def _check(options: Options) -> None:
         raise UsageError(f"`{options.source}` is neither a rollout (.parquet) nor a video (.mp4).")
     if options.lora is not None and options.backbone is None:
         raise UsageError("`--lora` belongs to a `--backbone`; give that too.")
+    if options.measured and (options.world is None or options.backbone is not None):
+        raise UsageError("`--measured` needs the photos of a `--world`, for the refiner alone, not for a backbone.")
     if options.also and (options.world is None or options.backbone is not None):
         raise UsageError("`--also` names worlds beside `--world`, for the refiner alone, not for a backbone.")
     if suffix == ".parquet" and options.world is None:

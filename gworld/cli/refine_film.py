@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from pathlib import Path
@@ -20,6 +20,7 @@ from gworld.refine.lora import load_lora
 from gworld.refine.pretrained import CHUNK, load_backbone, refine_chunk
 from gworld.refine.sample import Film, Refined
 from gworld.refine.saved import SavedRefiner, load_refiner
+from gworld.refine.strength import measure_strengths, photo_pairs
 from gworld.render.api import RenderOptions
 from gworld.render.conditions import Counts, render_frame
 from gworld.scene.cameras import Cameras
@@ -44,6 +45,7 @@ class Source:
     notes: tuple[str, ...] = ()
     others: tuple[Gaussians, ...] = ()
     drawing: RenderOptions = field(default_factory=RenderOptions)
+    strengths: dict[int, float] = field(default_factory=dict)
 
 
 def open_source(options: Options) -> Source:
@@ -70,6 +72,12 @@ def open_source(options: Options) -> Source:
 
     drawing = _drawing(world, options.background)
     others = tuple(_beside(path, world) for path in options.also)
+    strengths: dict[int, float] = {}
+    if options.measured:
+        if photos is None:
+            raise UsageError(f"`--measured` needs photos, and `{place}` has none of this world; train one on it.")
+        strengths = measure_strengths(refiner.model, photo_pairs(photos))
+        notes += (told_strengths(strengths, names),)
 
     def frames() -> Iterator[Clip]:
         before: tuple[Tensor, Cameras] | None = None
@@ -82,7 +90,13 @@ def open_source(options: Options) -> Source:
             before = (pose, camera)
 
     fps = (len(poses) - 1) / seconds if len(poses) > 1 else 30.0
-    return Source(frames(), len(poses), fps, refiner, photos, place, notes, others, drawing)
+    return Source(frames(), len(poses), fps, refiner, photos, place, notes, others, drawing, strengths)
+
+
+def told_strengths(strengths: dict[int, float], names: Sequence[str]) -> str:
+    """What was measured, in a line."""
+    parts = [f"{names[link]} {strength:g}" for link, strength in strengths.items() if strength > 0]
+    return f"strengths measured on the photos: {', '.join(parts) or 'nothing is made better'}; 0 for other links shown"
 
 
 def _beside(path: Path, world: World) -> Gaussians:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +33,8 @@ class Film:
 
     The same frames, photos and seed give the same pictures. Where confidence is 1 the picture is the render, exactly;
     `trust` caps the confidence, for worlds that say nothing of theirs. `others` are further fits of the same photos,
-    drawn with `drawing` (see several.py).
+    drawn with `drawing` (see several.py). `strengths` are parts of the change that links get (see strength.py), all of
+    it where a link is not named.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class Film:
         trust: float = 1.0,
         others: Sequence[Gaussians] = (),
         drawing: RenderOptions = RenderOptions(),  # noqa: B008 (frozen)
+        strengths: Mapping[int, float] | None = None,
     ) -> None:
         self.model, self.references = model.eval(), references
         self._seed, self._sigma, self._trust = seed, sigma, trust
         self._others, self._drawing = others, drawing
+        self._strengths = strengths or {}
         self._state: State | None = None
         self._before: Clip | None = None
         self._device = next(model.parameters()).device
@@ -65,8 +68,12 @@ class Film:
         inputs = inputs if self._seed == 0 else add_seed(inputs, frame, self._seed)
         output, state = self.model(move_inputs(inputs, self._device), self._state, self._sigma)
         picture = output[0].clamp(0, 1).movedim(0, -1).cpu()
+        for link, strength in self._strengths.items():
+            here = (frame.link_id[0] == link)[..., None]
+            picture = torch.where(here, torch.lerp(shown, picture, strength), picture)
         # What the next frame is told is what was shown.
-        self._state, self._before = State(output.clamp(0, 1), state.bottleneck), frame
+        told = picture.movedim(-1, 0)[None].to(self._device)
+        self._state, self._before = State(told, state.bottleneck), frame
         return Refined(picture, (picture - shown).abs().amax(-1))
 
 
