@@ -30,6 +30,20 @@ _UNWRITABLE = (
 )  # fmt: skip
 
 
+def find_asset(name: str) -> Path | None:
+    """A file or folder that comes with gworld (`dynamics/push`), in the package or beside it in a checkout; or None."""
+    package = Path(__file__).resolve().parent
+    return next((found for root in (package, package.parent) if (found := root / "assets" / name).exists()), None)
+
+
+def need_asset(name: str) -> Path:
+    """The same; raises `InputError` where the installation lacks it."""
+    found = find_asset(name)
+    if found is None:
+        raise InputError(f"this installation has no `assets/{name}`. Install gworld again, or run it from a checkout.")
+    return found
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path` that replaces it, complete and flushed to disk, when the block ends well.

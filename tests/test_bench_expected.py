@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from gworld.bench.catalogue import BENCHES
-from gworld.bench.expected import PLACE, beside_expected, expected_scores
+from gworld.bench.expected import beside_expected, expected_scores
 from gworld.bench.rows import Row
 from gworld.errors import InputError
+from gworld.files import need_asset
 
 
 def test_a_drift_beyond_the_spread_is_reported(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_drift_beyond_the_spread_is_reported(tmp_path: Path) -> None:
 
 def test_the_shipped_scores_name_benches_and_a_broken_file_is_refused(tmp_path: Path) -> None:
     scores = expected_scores()
-    assert PLACE.is_file() and scores
+    assert need_asset("expected_scores.json").is_file() and scores
     for bench, rows in scores.items():
         assert bench.removesuffix(" --quick") in BENCHES and all(each["spread"] >= 0 for each in rows.values())
     (tmp_path / "bad.json").write_text('{"phys": {"gravity": {"value": "high"}}}')

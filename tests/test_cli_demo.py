@@ -51,7 +51,7 @@ def test_bodies_stand_where_the_recording_has_them() -> None:
 def test_everything_that_is_opened_from_assets_is_installed() -> None:
     """Wheels and source distributions hold what the code looks for; an editable installation would not show it."""
     root = Path(__file__).resolve().parent.parent
-    opened = {"tabletop.mp4", "recording", "refiner", "dynamics"}
+    opened = {"tabletop.mp4", "recording", "refiner", "dynamics", "expected_scores.json"}
     installed = re.findall(
         r"/\.\./assets/(\S+) DESTINATION gworld/assets", (root / "cuda_ext/CMakeLists.txt").read_text()
     )

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from gworld.capture.known import known_views
-from gworld.cli.demo import find_clip
 from gworld.cli.main import main
 from gworld.data.room_files import write_room_video
 from gworld.data.rooms import RoomOptions, film_room
 from gworld.data.toys import tabletop_world
+from gworld.files import need_asset
 from gworld.formats.transforms import read_transforms, write_transforms
 from gworld.formats.world import load_world
 from gworld.reconstruct.coverage import load_coverage
@@ -145,7 +145,7 @@ def test_a_fixed_camera_is_placed_into_a_scan(tmp_path: Path) -> None:
 def test_the_clip_becomes_a_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["--capture.count", "30", "--fit.steps", "400", "--fit.gaussians", "8000"]
-    assert main(["reconstruct", "--video", str(find_clip()), "--out", str(out), *options, "--json"]) == 0
+    assert main(["reconstruct", "--video", str(need_asset("tabletop.mp4")), "--out", str(out), *options, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["registered"] >= 0.95 * facts["pictures"]
     assert facts["psnr"] > facts["baseline_psnr"] + 2

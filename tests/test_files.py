@@ -29,6 +29,13 @@ def test_atomic_write_replaces_only_when_complete(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
+def test_what_comes_with_gworld_is_found_and_its_absence_told() -> None:
+    assert (files.need_asset("dynamics/push") / "manifest.json").is_file()
+    assert files.find_asset("dynamics/none") is None
+    with pytest.raises(InputError, match="assets/dynamics/none"):
+        files.need_asset("dynamics/none")
+
+
 def test_atomic_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt), files.atomic_folder(target, own=("x", "y")) as folder:

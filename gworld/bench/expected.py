@@ -14,14 +14,16 @@ from pathlib import Path
 
 from gworld.bench.rows import Row
 from gworld.errors import InputError
+from gworld.files import find_asset
 
-PLACE = Path(__file__).parents[2] / "assets" / "expected_scores.json"
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def expected_scores(place: Path = PLACE) -> Scores:
-    """The expected scores, none where the file is not there; raises `InputError` where it cannot be read."""
-    if not place.is_file():
+def expected_scores(place: Path | None = None) -> Scores:
+    """The expected scores (those that come with gworld unless told), none where the file is not there; raises
+    `InputError` where it cannot be read."""
+    place = place or find_asset("expected_scores.json")
+    if place is None or not place.is_file():
         return {}
     try:
         told = json.loads(place.read_text(encoding="utf-8"))

@@ -16,18 +16,14 @@ from gworld.bench.uncertain import MODEL
 from gworld.dynamics.inverse import Usual, between_frames, infer_actions, usual_actions
 from gworld.dynamics.recordings import Recordings
 from gworld.dynamics.saved import load_model
+from gworld.files import need_asset
 
 KINDS = ("mixed", "expert", "random", "extreme", "adversarial")
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
     """Errors of both agents' actions by kind of behaviour; what is usual is taken from other episodes."""
-    if not MODEL.is_dir():
-        yield Row(
-            "the shipped model of pushing (a source checkout's assets/)", float("nan"), "", note="missing: skipped"
-        )
-        return
-    model, count = load_model(MODEL), 2 if given.quick else 6
+    model, count = load_model(need_asset(MODEL)), 2 if given.quick else 6
     with tempfile.TemporaryDirectory() as folder:
         stage = open_stage("push", 2, 3, Path(folder))
         learned = stage_recordings(stage, act(stage, "mixed", range(100, 100 + 2 * count), 5.0))

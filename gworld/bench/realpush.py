@@ -28,12 +28,10 @@ from gworld.bench.realpush_network import (
     told_network,
 )
 from gworld.bench.realpush_planar import Fitted, fit_planar, paths_from, push_blocks, read_offsets
-from gworld.bench.recorded import ROOTS
 from gworld.bench.rows import Row, at_most
 from gworld.dynamics.network import Dynamics
 from gworld.dynamics.saved import load_model
-from gworld.errors import InputError
-from gworld.files import atomic_write
+from gworld.files import atomic_write, need_asset
 from gworld.scene.world import World
 
 if TYPE_CHECKING:
@@ -122,10 +120,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
 
 def shipped() -> Dynamics:
     """The network that was trained on the simulated scene `push`, going exactly where it is told."""
-    place = next((found for root in ROOTS if (found := root / "assets" / "dynamics" / "push").is_dir()), None)
-    if place is None:
-        raise InputError("this installation has no `assets/dynamics/push`. Run the bench from a checkout.")
-    model = load_model(place)
+    model = load_model(need_asset("dynamics/push"))
     model.config = replace(model.config, substeps=PARTS)
     return told_network(model)
 

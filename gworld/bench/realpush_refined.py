@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gworld.bench.realpush_data import Track
 from gworld.bench.realpush_film import CHANGED, Foretold, Studio, picture, simulated, studio_at
-from gworld.bench.recorded import ROOTS
 from gworld.bench.rows import Row, at_least
 from gworld.bench.track_real import Recording
 from gworld.data.pairset import Pair
+from gworld.files import find_asset
 from gworld.formats.world import load_world
 from gworld.reconstruct.motion_draw import draw
 from gworld.reconstruct.motion_film import Film as Footage
@@ -46,7 +46,7 @@ FIGURES = ("PSNR where something moves", "PSNR of the rest", "SSIM where somethi
 def refined_rows(told: Foretold, folder: Path, out: Path) -> Iterator[Row]:
     """Raw and refined pictures of all pushes against the footage, and films of them; `folder` holds the `world` that
     tracking left."""
-    place = next((root / "assets" / "refiner" for root in ROOTS if (root / "assets" / "refiner").is_dir()), None)
+    place = find_asset("refiner")
     if place is None or not (folder / "world" / "world.json").is_file():
         yield Row("refined against raw", 0.0, "", note=f"no refiner, or no `{folder / 'world'}`: skipped")
         return

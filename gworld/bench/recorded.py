@@ -18,6 +18,7 @@ from gworld.data.simulators_world import scene_world
 from gworld.dynamics.saved import load_model
 from gworld.dynamics.state import Motion, motion_from_poses, twists_between
 from gworld.errors import InputError
+from gworld.files import find_asset
 from gworld.geometry import transform_from_pose
 from gworld.reconstruct.moving import MovingOptions, read_footage, reconstruct_moving
 from gworld.reconstruct.options import FitOptions
@@ -33,8 +34,6 @@ all ground shows, and arms turn all their sides to the light."""
 SCANNED, INSTANTS = 2.0, 5
 """Seconds of each of them, and in how many of its instants the cameras take a picture."""
 CONTEXT = 3
-ROOTS = (Path(__file__).resolve().parent.parent, Path(__file__).resolve().parent.parent.parent)
-"""Where assets lie: in the installed package, or beside it in a checkout."""
 STATE = "simulator"
 """Under which a world's memory holds the true simulator's own state."""
 
@@ -95,7 +94,7 @@ def shipped_stepper(name: str, world: World, bodies: Mapping[str, AgentBody] | N
 
 def shipped_dynamics(name: str) -> Path | None:
     """The folder of the dynamics that come with gworld for a scene; None where none do."""
-    return next((found for root in ROOTS if (found := root / "assets" / "dynamics" / name).is_dir()), None)
+    return find_asset(f"dynamics/{name}")
 
 
 def state_at(trace: Trace, row: int) -> WorldState:

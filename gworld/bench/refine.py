@@ -40,7 +40,7 @@ from gworld.bench.refine_scene import (
 from gworld.bench.rows import Row, at_least, at_most, median_seconds, peak_growth
 from gworld.bench.track_real import HOME
 from gworld.data.pairset import Pair
-from gworld.errors import InputError
+from gworld.files import need_asset
 from gworld.reconstruct.pairs import PairOptions, Scene, fit_scene, scene_pairs
 from gworld.reconstruct.rounds import RoundOptions, write_back
 from gworld.refine.network import Refiner, RefinerConfig, count_parameters
@@ -90,7 +90,7 @@ QUICK = Effort(
 def rows(given: BenchInput) -> Iterator[Row]:
     """Rows of the generated table; then of the skull photos where `--data` holds them."""
     effort = QUICK if given.quick else Effort()
-    shipped = load_refiner(shipped_folder()).model
+    shipped = load_refiner(need_asset("refiner")).model
     yield Row("numbers learned, shipped refiner", count_parameters(shipped) / 1e6, "M", "<= 10", ok=True)
     yield from speed_rows(shipped, effort)  # first: what a process has held before hides what a frame takes
     with tempfile.TemporaryDirectory() as name:
@@ -384,12 +384,3 @@ def light_rows(name: str, clip: Clip, scenes: list[Scene], model: Refiner) -> It
             found = score(pictures, clip.truth)
             note = f"SSIM {found[1] - raw[1]:+.4f}"
             yield at_least(f"{name}, held-out views{way}, {label} - raw", found[0] - raw[0], "dB", 1.0, note=note)
-
-
-def shipped_folder() -> Path:
-    """Where the refiner that comes with gworld lies; raises `InputError` where it does not."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "assets" / "refiner", package.parent / "assets" / "refiner"):
-        if folder.is_dir():
-            return folder
-    raise InputError("this installation has no `assets/refiner`. Run the bench from a checkout.")

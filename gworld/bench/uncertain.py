@@ -13,22 +13,18 @@ from gworld.bench.follow_data import act, open_stage, stage_recordings
 from gworld.bench.rows import Row
 from gworld.dynamics.saved import load_model
 from gworld.dynamics.uncertainty import GROUPS, NINETY, SpreadConfig, calibrate, deviations, foretell_windows
+from gworld.files import need_asset
 
 SECONDS = (0.5, 1.0, 2.0, 3.0)
 STARTS = 2
-MODEL = Path(__file__).parents[2] / "assets" / "dynamics" / "push"
+MODEL = "dynamics/push"
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
     """Coverage of 90 % intervals by horizon and group, and whether large deviations tell large errors."""
-    if not MODEL.is_dir():
-        yield Row(
-            "the shipped model of pushing (a source checkout's assets/)", float("nan"), "", note="missing: skipped"
-        )
-        return
     # errors within an episode go together: it is episodes that count, so many are calibrated on and few asked of each
     episodes, tests, seconds = (4, 4, (0.5, 1.0)) if given.quick else (32, 16, SECONDS)
-    model = load_model(MODEL)
+    model = load_model(need_asset(MODEL))
     with tempfile.TemporaryDirectory() as folder:
         stage = open_stage("push", 2, 3, Path(folder))
         first = 20_000 + 1000 * given.seed

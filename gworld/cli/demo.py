@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gworld.cli.options import print_json, say
-from gworld.errors import InputError, UsageError
+from gworld.errors import UsageError
 from gworld.files import atomic_folder
 
-CLIP = "tabletop.mp4"
 OWN = ("README.txt", "world", "dynamics", "fit", "demo.mp4", "demo.parquet", "demo-*", "refined.mp4", "report.html")
 ABOUT = """world/ the scene as Gaussians, learned from 12 cameras' films, with two robots and three things bound to it
 dynamics/ how pushed things move, learned from 24 recordings
@@ -69,15 +68,6 @@ def run(options: Options) -> None:
         say(f"  {seconds[name]:.0f} s")
     facts |= {"seconds": seconds, "out": str(options.out)}
     _close(options, facts)
-
-
-def find_clip() -> Path:
-    """The self-made clip of a table that comes with gworld, to be reconstructed; raises `InputError` without it."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "assets", package.parent / "assets"):
-        if (folder / CLIP).is_file():
-            return folder / CLIP
-    raise InputError(f"this installation has no `{CLIP}`. Install gworld again, or run it from a checkout.")
 
 
 def _close(options: Options, facts: dict[str, Any]) -> None:

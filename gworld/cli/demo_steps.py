@@ -26,7 +26,7 @@ from gworld.dynamics.saved import save_model
 from gworld.dynamics.stages_contact import ContactConfig
 from gworld.dynamics.train import TrainConfig, train
 from gworld.errors import InputError
-from gworld.files import read_json
+from gworld.files import need_asset, read_json
 from gworld.formats.world import load_world
 from gworld.geometry import transform_from_pose
 from gworld.reconstruct.coverage import save_coverage
@@ -60,13 +60,10 @@ class Recording:
 
 def find_recording() -> Recording:
     """The recording that comes with gworld; raises `InputError` where the installation lacks it."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "assets" / FOLDER, package.parent / "assets" / FOLDER):
-        if (folder / "recording.json").is_file():
-            uses = read_json(folder / "recording.json")
-            numbers = {name: tuple(int(n) for n in uses[name]) for name in ("scan", "learn", "held_out")}
-            return Recording(folder, open_episodes(folder / "episodes"), **numbers)
-    raise InputError("this installation has no `assets/recording`. Install gworld again, or run it from a checkout.")
+    folder = need_asset(FOLDER)
+    uses = read_json(folder / "recording.json")
+    numbers = {name: tuple(int(n) for n in uses[name]) for name in ("scan", "learn", "held_out")}
+    return Recording(folder, open_episodes(folder / "episodes"), **numbers)
 
 
 def bind_scene(recording: Recording) -> tuple[World, dict[str, Skeleton]]:

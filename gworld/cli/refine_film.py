@@ -12,6 +12,7 @@ from torch import Tensor
 from gworld.cli.refine import Options, video_clips
 from gworld.dynamics.state import Motion
 from gworld.errors import InputError, UsageError
+from gworld.files import need_asset
 from gworld.formats.registry import world_folder
 from gworld.formats.world import gaussians_hash, load_world
 from gworld.geometry import transform_from_pose
@@ -128,13 +129,7 @@ def choose_refiner(world: World | None, told: Path | None) -> Path:
     place = told or (world.refiner if world is not None else None)
     if place is not None:
         return place
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "assets" / "refiner", package.parent / "assets" / "refiner"):
-        if folder.is_dir():
-            return folder
-    raise InputError(
-        "this installation has no `assets/refiner`. Train one with `gworld train refiner` and give `--refiner`."
-    )
+    return need_asset("refiner")
 
 
 def own_photos(refiner: SavedRefiner, world: Path) -> tuple[Clip | None, tuple[str, ...]]:
