@@ -42,14 +42,19 @@ def test_each_link_gets_what_its_truth_asks_for(wanted: float, strength: float) 
     clip = halves()
     truth = clip.rgb + torch.where(clip.link_id == 0, wanted, -0.1)[..., None]
     pair = Pair(replace(clip, truth=truth), None, "given", "toy")
-    assert measure_strengths(_Brighter(), [pair, pair]) == {0: strength, 1: 0.0}
-    assert measure_strengths(_Brighter(), [pair]) == {0: 0.0, 1: 0.0}  # once is no evidence
+    assert measure_strengths(_Brighter(), [pair]) == {0: strength, 1: 0.0}
+    still = replace(pair.clip, world_from_camera=clip.world_from_camera[:1].expand(len(clip), 4, 4))
+    assert measure_strengths(_Brighter(), [replace(pair, clip=still)]) == {0: 0.0, 1: 0.0}  # one place is no evidence
 
 
 def test_gains_that_differ_by_more_than_they_are_count_for_nothing() -> None:
     clip = halves()
-    pairs = [Pair(replace(clip, truth=clip.rgb + wanted), None, "given", "toy") for wanted in (0.1, -0.1, 0.1, -0.04)]
+    pairs = [
+        Pair(replace(clip[row], truth=clip[row].rgb + wanted), None, "given", "toy")
+        for row, wanted in enumerate((0.1, -0.1, 0.1, -0.04))
+    ]
     assert measure_strengths(_Brighter(), pairs[::2]) == {0: 1.0, 1: 1.0}
+    assert measure_strengths(_Brighter(), pairs[:2]) == {0: 0.0, 1: 0.0}
     assert measure_strengths(_Brighter(), pairs) == {0: 0.0, 1: 0.0}
     with pytest.raises(InputError, match="no frame shows"):
         measure_strengths(

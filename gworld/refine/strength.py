@@ -30,31 +30,32 @@ SURE = 0.99
 """Confidence from which a pixel is the render's anyway."""
 MOST = 16
 """Photos that are asked."""
+Place = tuple[float, ...]
+"""Where a camera stood, to the millimetre and milliradian."""
 
 
 @torch.no_grad()
 def measure_strengths(model: Refiner, pairs: Iterable[Pair]) -> dict[int, float]:
     """The strength (0..1) of each link that the pairs' frames show.
 
-    A strength is good when over all pairs the squared error falls and SSIM rises, each by more than the standard error
-    of its mean (frames of one pair are alike: a pair counts once); of the good ones the one that raises SSIM most is
-    taken, and 0 where none is good. Raises `InputError` for pairs without truth, and where no frame shows an unsure
-    surface.
+    It is to hold from places that nobody looked from, so each place of a camera counts once, with the mean of its
+    frames. A strength is good when over places the squared error falls and SSIM rises, each by more than the standard
+    error of its mean (of two places: in both). Of the good ones the one that raises SSIM most is taken; it is 0 where
+    none is good, or one place alone shows the link. Raises `InputError` for pairs without truth, and where no frame
+    shows an unsure surface.
     """
-    found: dict[int, list[Tensor]] = defaultdict(list)
+    found: dict[int, dict[Place, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for pair in pairs:
         if pair.clip.truth is None:
             raise InputError("a pair has no true pictures; nothing can be measured on it.")
-        film, own = Film(model, pair.references), defaultdict(list)
+        film = Film(model, pair.references)
         for t in range(len(pair.clip)):
             frame = pair.clip[t]
             for link, gains in _gains(frame, film(frame).picture).items():
-                own[link].append(gains)
-        for link, all_ in own.items():
-            found[link].append(torch.stack(all_).mean(0))
+                found[link][_place(frame)].append(gains)
     if not found:
         raise InputError("no frame shows a surface of which the world is unsure; there is nothing to measure.")
-    return {link: _chosen(found[link]) for link in sorted(found)}
+    return {link: _chosen([torch.stack(gains).mean(0) for gains in found[link].values()]) for link in sorted(found)}
 
 
 def photo_pairs(photos: Clip, most: int = MOST) -> Iterator[Pair]:
@@ -70,6 +71,10 @@ def photo_pairs(photos: Clip, most: int = MOST) -> Iterator[Pair]:
             references, frame = join_clips(others), photos[row]
             frame = trust_references(replace(frame, confidence=frame.alpha.clamp(0, 1)), references)
             yield Pair(frame, references, "cross", "")
+
+
+def _place(frame: Clip) -> Place:
+    return tuple(round(value, 3) for value in frame.world_from_camera[0, :3].flatten().tolist())
 
 
 def _gains(frame: Clip, done: Float[Tensor, "H V 3"]) -> dict[int, Float[Tensor, "2 S"]]:
@@ -89,7 +94,7 @@ def _gains(frame: Clip, done: Float[Tensor, "H V 3"]) -> dict[int, Float[Tensor,
 
 
 def _chosen(gains: Sequence[Float[Tensor, "2 S"]]) -> float:
-    """The best of the good strengths; one pair alone is no evidence."""
+    """The best of the good strengths; one place alone is no evidence."""
     if len(gains) < 2:
         return 0.0
     mean, spread = torch.stack(list(gains)).mean(0), torch.stack(list(gains)).std(0)
