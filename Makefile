@@ -12,7 +12,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NPM_FLAGS := --no-audit --no-fund --no-package-lock --loglevel=error
 START := $(shell date +%s)
 TOOK = $$(( $$(date +%s) - $(START) )) s, installation included
-SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/* assets/recording/* assets/refiner/* assets/dynamics/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard cuda_ext/* assets/recording/* assets/refiner/* assets/dynamics/*) assets/expected_scores.json
 
 .PHONY: demo test check install dev peers clean
 
