@@ -154,6 +154,19 @@ def test_guide_brings_back_what_hurried_away() -> None:
     assert float(between(bodies, truth, guided.states)[:, :3].norm(dim=-1).max()) < 0.003
 
 
+def test_sharp_bodies_are_drawn_no_wider() -> None:
+    """A picture of twice the size, averaged, covers less than one of the given size; sharp ones come nearer."""
+    bodies = bodies_of(one_box(), {}, TrackOptions())
+    pose = look_at(torch.tensor([[0.8, 0.1, 0.6]]), torch.tensor([[0.15, 0.1, 0.0]]))
+    covered = []
+    for size, sharp in ((1, False), (1, True), (8, False)):
+        camera = Cameras(intrinsics(48 * size, 36 * size, 0.9)[None], pose, 48 * size, 36 * size)
+        blank = Plates(np.zeros((1, 36 * size, 48 * size, 3), np.float32), np.ones((1, 36 * size, 48 * size), bool))
+        level = levels_of(camera, blank, (1,), sharp=sharp)[1]
+        covered.append(float(draw(bodies, bodies.start[None], level, 0).alpha.sum()) / size**2)
+    assert abs(covered[1] - covered[2]) < 0.5 * abs(covered[0] - covered[2])
+
+
 def test_wrong_requests_are_one_sentence() -> None:
     world = one_box()
     cameras = Cameras(intrinsics(16, 12, 0.9)[None], look_at(torch.ones(1, 3), torch.zeros(1, 3)), 16, 12)

@@ -31,7 +31,7 @@ def rows(given: BenchInput) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         scene = film_scene(Path(folder), 6 if given.quick else FRAMES, given.seed)
         yield Row("generated, objects hidden on average", 100 * scene.hidden, "%", "about 30")
-        options = TrackOptions(search=0.0, reach=0.003, finest=1, paint=False)
+        options = TrackOptions(search=0.0, reach=0.003, finest=1, paint=False, sharp=True)
         yield from _scene_rows(scene, options, "generated")
     if given.data is not None:
         yield from real_rows(given.data, given.quick)

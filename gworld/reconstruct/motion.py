@@ -52,7 +52,7 @@ class _Task:
         shrinks = tuple(
             sorted({8, 4, 2, 1, self.options.finest, min(8, 2 * self.options.finest), min(8, 4 * self.options.finest)})
         )
-        return levels_of(self.cameras, plates, shrinks, gains)
+        return levels_of(self.cameras, plates, shrinks, gains, sharp=self.options.sharp)
 
     def told(self, what: str) -> Callable[[int, int], None] | None:
         progress = self.progress

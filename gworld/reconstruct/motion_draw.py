@@ -13,6 +13,7 @@ from torch import Tensor
 from gworld.errors import InputError
 from gworld.reconstruct.motion_bodies import Bodies, moved, poses_of
 from gworld.reconstruct.motion_film import Level, Plates, levels_of
+from gworld.render.api import RenderOptions
 from gworld.render.select import render
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import select_gaussians
@@ -52,7 +53,8 @@ def draw_poses(
     view = replace(level.cameras[camera], K=K, width=right - left, height=bottom - top, names=(), links=())
     outputs = ("rgb", "alpha") if level.shield is None else ("rgb", "alpha", "depth")
     with torch.no_grad():
-        shown = render(bodies.gaussians, poses.float(), view, outputs=outputs)
+        options = RenderOptions(antialiased=level.sharp)
+        shown = render(bodies.gaussians, poses.float(), view, outputs=outputs, options=options)
     assert shown.rgb is not None and shown.alpha is not None
     rgb, alpha = shown.rgb[:, 0], shown.alpha[:, 0]
     if level.shield is not None and shown.depth is not None:

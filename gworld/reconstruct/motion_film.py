@@ -68,7 +68,8 @@ class Plates:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Cameras and plates at 1 / `shrink` of the pictures' size; `gains` [C,3] are the cameras' exposures."""
+    """Cameras and plates at 1 / `shrink` of the pictures' size; `gains` [C,3] are the cameras' exposures; where it is
+    `sharp`, bodies are drawn no wider than they are."""
 
     shrink: int
     cameras: Cameras
@@ -76,6 +77,7 @@ class Level:
     known: Float[Tensor, "C H W"]
     shield: Float[Tensor, "C H W"] | None
     gains: Float[Tensor, "C 3"]
+    sharp: bool = False
 
     @cached_property
     def eyes(self) -> Float[Tensor, "C 4 4"]:
@@ -95,7 +97,12 @@ class Shot:
 
 
 def levels_of(
-    cameras: Cameras, plates: Plates, shrinks: tuple[int, ...], gains: Float[Tensor, "C 3"] | None = None
+    cameras: Cameras,
+    plates: Plates,
+    shrinks: tuple[int, ...],
+    gains: Float[Tensor, "C 3"] | None = None,
+    *,
+    sharp: bool = False,
 ) -> dict[int, Level]:
     """The cameras' levels, by how much they are shrunk."""
     gains = torch.ones(len(cameras), 3) if gains is None else gains
@@ -110,6 +117,7 @@ def levels_of(
             torch.from_numpy(np.stack([_smaller(k.astype(np.float32), width, height) for k in plates.known])),
             None if shield is None else torch.from_numpy(shield),
             gains,
+            sharp,
         )
     return levels
 

@@ -43,6 +43,9 @@ class TrackOptions:
     """Fit every this many-th instant; those between are interpolated by the smoother."""
     finest: int = 2
     """Pictures are compared at this fraction of their size at the end (1: all pixels)."""
+    sharp: bool = False
+    """Draw bodies no wider than they are: the renderer widens every Gaussian by half a pixel, which makes small bodies
+    too large and so turns them; for dense bodies (spacing of a few pixels at most), as thin ones grow transparent."""
     steps: int = 4
     """Gauss-Newton steps per frame at most."""
     smoothness: float = 1.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from gworld.reconstruct.motion_bodies import Bodies, poses_of
 from gworld.reconstruct.motion_draw import BEHIND, draw
 from gworld.reconstruct.motion_film import Film, Level, Plates, Shot
+from gworld.render.api import RenderOptions
 from gworld.render.select import render
 from gworld.scene.gaussians import Gaussians
 from gworld.scene.harmonics import C0, rgb_from_sh, sh_from_rgb
@@ -103,7 +104,8 @@ def _one_view(
     sh = torch.cat([gaussians.sh[:, :1] + leaf, gaussians.sh[:, 1:]], dim=1)
     outputs = ("rgb", "alpha") if level.shield is None else ("rgb", "alpha", "depth")
     poses = poses_of(bodies, state[None]).float()
-    shown = render(replace(gaussians, sh=sh), poses, level.cameras[camera], outputs=outputs)
+    options = RenderOptions(antialiased=level.sharp)
+    shown = render(replace(gaussians, sh=sh), poses, level.cameras[camera], outputs=outputs, options=options)
     assert shown.rgb is not None and shown.alpha is not None
     rgb, alpha = shown.rgb[0, 0], shown.alpha[0, 0].detach()
     with torch.no_grad():

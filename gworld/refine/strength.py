@@ -54,8 +54,10 @@ def measure_strengths(model: Refiner, pairs: Iterable[Pair]) -> dict[int, float]
             for link, gains in _gains(frame, film(frame).picture).items():
                 found[link][_place(frame)].append(gains)
     if not found:
-        raise InputError("no frame shows a surface of which the world is unsure, or all were taken from one place; "
-            "there is nothing to measure.")
+        raise InputError(
+            "no frame shows a surface of which the world is unsure, or all were taken from one place; "
+            "there is nothing to measure."
+        )
     return {link: _chosen([torch.stack(gains).mean(0) for gains in found[link].values()]) for link in sorted(found)}
 
 
