@@ -114,15 +114,30 @@ def test_film_with_truth_is_tracked(tmp_path) -> None:  # type: ignore[no-untype
     plates = replace(plates, known=np.ones_like(plates.known))
     options = TrackOptions(search=0.0, reach=0.0, finest=1, steps=3, paint=False)
     found = track_motion(
-        scene.world, scene.films[:2], _two(scene.cameras), scene.times, options, robots={"arm": scene.robot},
+        scene.world, scene.films[:2], _two(scene.cameras), scene.times, options, robots=scene.robots,
         plates=replace(plates, pictures=plates.pictures[:2], known=plates.known[:2], shield=plates.shield[:2]),
     )  # fmt: skip
     off = transform_from_pose(found.link_poses.double())[..., :3, 3] - scene.poses[..., :3, 3]
     assert float(off[:, 1].norm(dim=-1).max()) < 0.012
-    assert float((found.joints["arm"].double() - scene.joints).abs().max()) < 0.03
+    assert float((found.joints["arm"].double() - scene.joints["arm"]).abs().max()) < 0.03
     assert found.pose_sigma.shape == (3, len(scene.world.links), 2)
     assert bool(torch.isfinite(found.pose_sigma).all())
     assert float(found.pose_sigma[:, 0].max()) == 0.0  # the world stands still
+
+
+def test_posture_keeps_joints_near_their_start(tmp_path) -> None:  # type: ignore[no-untyped-def]  # pytest's own
+    scene = film_scene(tmp_path, 4, width=160, height=120)
+    plates = scene_plates(scene.world, scene.cameras)
+    plates = replace(plates, known=np.ones_like(plates.known))
+    strayed = []
+    for posture in (0.0, 1.0, 0.002):
+        options = TrackOptions(search=0.0, reach=0.0, steps=3, paint=False, posture=posture)
+        found = track_motion(
+            scene.world, scene.films, scene.cameras, scene.times, options, robots=scene.robots, plates=plates
+        )
+        strayed.append(float((found.joints["arm"][-1] - found.joints["arm"][0]).abs().max()))
+    assert strayed[1] == pytest.approx(strayed[0], rel=0.1)
+    assert strayed[2] < 0.5 * strayed[0]
 
 
 def _two(cameras: Cameras) -> Cameras:

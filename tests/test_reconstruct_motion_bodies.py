@@ -21,7 +21,7 @@ from gworld.reconstruct.motion_fit import Prior, Weights, costs, derivatives, fi
 def squared(folder: Path, sigma: float = 0.01) -> tuple[Scene, Bodies]:
     scene = film_scene(folder, 1, width=64, height=48)
     options = TrackOptions(square=("part1",), square_sigma=sigma)
-    return scene, bodies_of(scene.world, {"arm": scene.robot}, options)
+    return scene, bodies_of(scene.world, scene.robots, options)
 
 
 def test_turn_away_is_that_of_the_joints_wherever_the_root_stands(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_fit_brings_a_link_square_and_leaves_the_joints_beyond_it(tmp_path: Path
 def test_unknown_link_is_one_sentence(tmp_path: Path) -> None:
     scene = film_scene(tmp_path, 1, width=64, height=48)
     with pytest.raises(UsageError, match="no link `wrist`"):
-        bodies_of(scene.world, {"arm": scene.robot}, TrackOptions(square=("wrist",)))
+        bodies_of(scene.world, scene.robots, TrackOptions(square=("wrist",)))
 
 
 def test_steps_keep_squares(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_steps_keep_squares(tmp_path: Path) -> None:
 def test_height_over_the_root_is_held_where_asked(tmp_path: Path) -> None:
     scene = film_scene(tmp_path, 1, width=64, height=48)
     options = TrackOptions(square=("arm/part2",), square_sigma=1.0, square_rise=0.01)
-    bodies = bodies_of(scene.world, {"arm": scene.robot}, options)
+    bodies = bodies_of(scene.world, scene.robots, options)
     state = bodies.start.clone()
     state[1] += 0.4
     here, there = poses_of(bodies, bodies.start), poses_of(bodies, state)

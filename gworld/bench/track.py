@@ -1,4 +1,4 @@
-"""Tracking against truth: a generated film, and a real recording judged by a camera that took no part."""
+"""Tracking against truth: generated and simulated films, and a real recording judged by a camera that took no part."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ import torch
 
 from gworld.bench.rows import Row, at_most
 from gworld.bench.track_real import real_rows
+from gworld.bench.track_recorded import film_recorded
 from gworld.bench.track_scene import Scene, film_scene
+from gworld.errors import MissingBackendError
 from gworld.geometry import invert_transform, quat_from_matrix, rotvec_from_quat, transform_from_pose
 from gworld.reconstruct.motion import Tracked, TrackOptions, track_motion
 from gworld.reconstruct.motion_draw import scene_plates
+from gworld.reconstruct.motion_film import Plates
 
 if TYPE_CHECKING:
     from gworld.bench.catalogue import BenchInput
 
 MILLIMETRES, DEGREES, RADIANS = 3.0, 1.0, 0.02
 FRAMES = 40
+RECORDED = 3
+"""Seed of the recorded episodes, whose objects move from the first second on."""
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
@@ -32,23 +37,33 @@ def rows(given: BenchInput) -> Iterator[Row]:
         scene = film_scene(Path(folder), 6 if given.quick else FRAMES, given.seed)
         yield Row("generated, objects hidden on average", 100 * scene.hidden, "%", "about 30")
         options = TrackOptions(search=0.0, reach=0.003, finest=1, paint=False, sharp=True)
-        yield from _scene_rows(scene, options, "generated")
+        plates = scene_plates(scene.world, scene.cameras)
+        plates = replace(plates, known=np.ones_like(plates.known))
+        yield from _scene_rows(scene, options, "generated", plates)
+    for name in ("push", "arms"):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                scene = film_recorded(name, Path(folder), 0.3 if given.quick else 2.0, RECORDED + given.seed)
+            except MissingBackendError as error:
+                yield Row(f"recorded `{name}`", float("nan"), "", note=f"left out: {error}")
+                continue
+            options = TrackOptions(search=0.0, reach=0.003, finest=1, sharp=True)
+            yield from _scene_rows(scene, options, f"recorded `{name}`")
     if given.data is not None:
         yield from real_rows(given.data, given.quick)
 
 
-def _scene_rows(scene: Scene, options: TrackOptions, name: str) -> Iterator[Row]:
-    plates = scene_plates(scene.world, scene.cameras)
-    plates = replace(plates, known=np.ones_like(plates.known))
+def _scene_rows(scene: Scene, options: TrackOptions, name: str, plates: Plates | None = None) -> Iterator[Row]:
     start = time.process_time()
     found = track_motion(
-        scene.world, scene.films, scene.cameras, scene.times, options, robots={"arm": scene.robot}, plates=plates
+        scene.world, scene.films, scene.cameras, scene.times, options, robots=scene.robots, plates=plates
     )
     seconds = time.process_time() - start
-    for link in (1, 2):
-        yield from _object_rows(scene, found, link, name)
-    off = found.joints["arm"].double() - scene.joints
-    rest = scene.joints - scene.joints[:1]
+    for entity in scene.world.entities:
+        if entity.kind == "object":
+            yield from _object_rows(scene, found, entity.links[0], name)
+    off = torch.cat([found.joints[agent].double() - joints for agent, joints in scene.joints.items()], dim=1)
+    rest = torch.cat([joints - joints[:1] for joints in scene.joints.values()], dim=1)
     yield at_most(
         f"{name}, joints", float(off.square().mean().sqrt()), "rad RMS", RADIANS, float(rest.square().mean().sqrt())
     )

@@ -44,16 +44,17 @@ PART = """<link name="part{i}"><visual><origin xyz="0 0 {half}"/><geometry><box 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A film and its truth: the world to track (at rest in the first state), films, cameras, times [T], the truth's
-    world_from_link [T,L,4,4] and joints [T,3], and the share of the objects' pixels that is hidden on average."""
+    """A film and its truth: the world to track (at rest in the first state), the agents' models, films, cameras, times
+    [T], the truth's world_from_link [T,L,4,4] and joints {agent: [T,V]}, and the share of the objects' pixels that is
+    hidden on average (NaN: not measured)."""
 
     world: World
-    robot: Skeleton
+    robots: dict[str, Skeleton]
     films: list[Film]
     cameras: Cameras
     times: Float[Tensor, " T"]
     poses: Float[Tensor, "T L 4 4"]
-    joints: Float[Tensor, "T 3"]
+    joints: dict[str, Tensor]
     hidden: float
 
 
@@ -84,7 +85,7 @@ def film_scene(folder: Path, count: int = 40, seed: int = 0, width: int = 320, h
     stack = np.stack(pictures, axis=1)
     films = [Film(times.numpy(), stack[camera]) for camera in range(len(cameras))]
     world = _world(robot, COARSE, seed, things[0], joints[0])
-    return Scene(world, robot, films, cameras, times, shown, joints, float(np.mean(share)))
+    return Scene(world, {"arm": robot}, films, cameras, times, shown, {"arm": joints}, float(np.mean(share)))
 
 
 def _arm(folder: Path) -> Skeleton:

@@ -277,7 +277,7 @@ def field_distance(scene: Scene, row: Tensor, local: Tensor) -> tuple[Float[Tens
     distance to it is added."""
     solids = scene.solids
     size = solids.fields.shape[-1]
-    at = (local - solids.low[row][:, None]) / solids.cell[row][:, None, None]
+    at = (local - solids.low[row][:, None]) / solids.cell[row][:, None]
     inside = at.clamp(0.0, size - 1.001)
     base = inside.detach().floor()
     part = inside - base
@@ -296,8 +296,8 @@ def field_distance(scene: Scene, row: Tensor, local: Tensor) -> tuple[Float[Tens
     by_z = torch.lerp(
         torch.lerp(flat[..., 0, 0], flat[..., 0, 1], y), torch.lerp(flat[..., 1, 0], flat[..., 1, 1], y), x
     )
-    beyond = (at - inside).norm(dim=-1) * solids.cell[row][:, None]
-    slope = torch.stack([by_x, by_y, by_z], dim=-1)
+    beyond = ((at - inside) * solids.cell[row][:, None]).norm(dim=-1)
+    slope = torch.stack([by_x, by_y, by_z], dim=-1) / solids.cell[row][:, None]
     return value + beyond, torch.nn.functional.normalize(slope, dim=-1)
 
 

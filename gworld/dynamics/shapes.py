@@ -21,12 +21,18 @@ ROUND = 0.01
 """Largest spread of the Gaussians' distances from one centre, as part of the radius, of what is taken for a ball."""
 GRID = 36
 """Cells of a distance field along each side."""
-POINTS = 96
-"""Points on the surface of a solid that can touch."""
+SEALS = (1.6, 2.2, 3.0)
+"""How far free space keeps from the surface at first, over what it may keep in the end."""
+ASTRAY = 0.1
+"""How far from the surface a point on it may lie, over the spacing of Gaussians."""
+FLATTEST = 0.1
+"""Least width of a cell along one axis, over the widest: what is thinner than that has too little inside to be met."""
+POINTS, CORNERS = 96, 40
+"""Points on the surface of a solid that can touch, and of these how many are looked for as corners."""
 OPAQUE = 0.3
 SMALLEST_PLANE = 1 / 80
 """Surface that a plane must hold to count, over that of the static scene or of the square the objects take up."""
-NEIGHBOURS = 12
+NEIGHBOURS, CROWD = 12, 6
 SEAM = 0.2
 """By how much (spacings of Gaussians) faces may reach past each other and still meet in a convex edge."""
 FACES = 128
@@ -41,7 +47,8 @@ class Solid:
 
     center [3] of mass in the link's frame; radius of a ball, 0 for others; bound the distance of the farthest point;
     volume m^3; inertia [3,3] per mass (m^2); points [M,3] on the surface; field [G,G,G] signed distances at the
-    corners of a grid that begins at `low` [3] with cells `cell` wide. A ball has one point, its centre, and no field.
+    corners of a grid that begins at `low` [3] with cells `cell` [3] wide: what is flat has flat cells, lest its faces
+    lean near its edges. A ball has one point, its centre, and no field.
     skin is the width of a typical Gaussian (m): how far it reaches beyond its centre is learned.
     """
 
@@ -54,7 +61,7 @@ class Solid:
     skin: float
     field: Float[Tensor, "G G G"] | None = None
     low: Float[Tensor, " 3"] | None = None
-    cell: float = 0.0
+    cell: Float[Tensor, " 3"] | None = None
 
 
 def solid_from_gaussians(gaussians: Gaussians) -> Solid:
@@ -159,27 +166,29 @@ def _best_plane(
 
 def _solid_from_surface(means: np.ndarray, normals: np.ndarray, sizes: np.ndarray) -> Solid:
     low, high = means.min(axis=0), means.max(axis=0)
-    spacing = float(np.median(sizes)) / 1.24
-    cell = float((high - low).max()) / (GRID - 7)
-    if cell <= 0:
+    spacing = max(float(np.median(sizes)) / 1.24, _spacing(means))  # a fit to films shrinks Gaussians
+    wide = float((high - low).max()) / (GRID - 7)
+    if wide <= 0:
         raise InputError("a link's Gaussians lie in one point; a shape with an extent is needed.")
+    room = 0.87 * max(wide, spacing)
+    cell = np.maximum(high - low + 2 * (room + wide), FLATTEST * wide * GRID) / (GRID - 1)
     origin = (low + high) / 2 - cell * (GRID - 1) / 2
-    ticks = [origin[axis] + cell * np.arange(GRID) for axis in range(3)]
+    ticks = [origin[axis] + cell[axis] * np.arange(GRID) for axis in range(3)]
     grid = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1)
-    reach = max(1.0, spacing / cell)
-    outside = _outside(means, origin, cell, reach)
-    bare = _bare(means, normals, origin, cell, reach, outside)
+    side = _sides(means, grid, cell, room)
+    bare = _bare(means, normals, origin, cell, room, side)
     means, normals = means[bare], normals[bare]
-    normals = _turned_out(means, normals, origin, cell, outside, spacing)
-    field = _distances(grid.reshape(-1, 3), means, normals, spacing, outside.reshape(-1)).reshape(grid.shape[:3])
-    weight = np.clip(0.5 - field / cell, 0.0, 1.0)
-    volume = float(weight.sum()) * cell**3
+    normals = _turned_out(means, normals, origin, cell, side, spacing)
+    field = _distances(grid.reshape(-1, 3), means, normals, spacing, side.reshape(-1)).reshape(grid.shape[:3])
+    slope = np.stack(np.gradient(field, *cell), axis=-1)
+    across = np.linalg.norm(slope * cell, axis=-1) / np.maximum(np.linalg.norm(slope, axis=-1), 1e-9)
+    weight = np.clip(0.5 - field / np.maximum(across, cell.min()), 0.0, 1.0)
+    volume = float(weight.sum()) * float(cell.prod())
     center = (grid * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
     arm = grid - center
-    square = (arm**2).sum(-1) + cell**2 / 6
-    spread = np.einsum("xyz,xyza,xyzb->ab", weight, arm, arm) / weight.sum()
-    inertia = np.eye(3) * float((weight * square).sum() / weight.sum()) - spread
-    points = _spread_points(grid, field, cell, means, normals, spacing) - center
+    spread = np.einsum("xyz,xyza,xyzb->ab", weight, arm, arm) / weight.sum() + np.diag(cell**2 / 12)
+    inertia = np.eye(3) * np.trace(spread) - spread
+    points = _spread_points(means, normals, spacing) - center
     return Solid(
         torch.from_numpy(center),
         0.0,
@@ -190,56 +199,77 @@ def _solid_from_surface(means: np.ndarray, normals: np.ndarray, sizes: np.ndarra
         float(np.median(sizes)),
         torch.from_numpy(field),
         torch.from_numpy(origin - center),
-        cell,
+        torch.from_numpy(cell),
     )
 
 
-def _outside(means: np.ndarray, origin: np.ndarray, cell: float, reach: float) -> np.ndarray:
-    """Corners of the grid that can be reached from its border without crossing the surface."""
+def _spacing(means: np.ndarray) -> float:
+    """Side of the square of surface that each point has to itself, from how far the `CROWD`th neighbour is."""
+    from scipy.spatial import cKDTree
+
+    crowd = min(CROWD, len(means) - 1)
+    far = cKDTree(means).query(means, k=crowd + 1)[0][:, -1]
+    return float(np.median(far)) * float(np.sqrt(np.pi / crowd))
+
+
+def _sides(means: np.ndarray, grid: np.ndarray, cell: np.ndarray, room: float) -> np.ndarray:
+    """Which corners of the grid are outside (1: reached from its border without coming nearer to the surface than
+    `room`), enclosed (-1), or cannot be told so (0: near the surface).
+
+    Through holes between Gaussians nothing may be reached: one stays farther away at first, as far as is needed for
+    something to be enclosed, and what is reached and what is not then grow back to `room`.
+    """
     from scipy import ndimage
     from scipy.spatial import cKDTree
 
-    ticks = np.stack(np.meshgrid(*(np.arange(GRID),) * 3, indexing="ij"), axis=-1) * cell + origin
-    near = cKDTree(means).query(ticks.reshape(-1, 3))[0].reshape((GRID,) * 3) < 0.87 * reach * cell
-    labels, _ = ndimage.label(~near)
-    return labels == labels[0, 0, 0]
+    far = cKDTree(means).query(grid.reshape(-1, 3))[0].reshape(grid.shape[:3])
+    found: list[np.ndarray] = []
+    for seal in SEALS:
+        free = np.pad(far >= seal * room, 1, constant_values=True)
+        labels, _ = ndimage.label(free)
+        reached = labels == labels[0, 0, 0]
+        parts = (reached, free & ~reached)
+        grown = [ndimage.distance_transform_edt(~part, sampling=cell) <= (seal - 1) * room for part in parts]
+        out, within = (part[1:-1, 1:-1, 1:-1] & (far >= room) for part in grown)
+        found.append(np.where(out, 1, np.where(within & parts[1].any(), -1, 0)))
+        if parts[1].any():
+            return found[-1]
+    return found[0]  # too thin to enclose anything
 
 
 def _bare(
-    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: float, reach: float, outside: np.ndarray
+    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: np.ndarray, room: float, side: np.ndarray
 ) -> np.ndarray:
     """Which Gaussians lie on the outer surface, not within the solid, where parts that overlap have theirs: those above
     which there is as much room as free space keeps from a surface."""
     from scipy.spatial import cKDTree
 
-    tree, room = cKDTree(means), 0.87 * reach * cell
+    tree = cKDTree(means)
     bare = np.zeros(len(means), bool)
     for sign in (1.0, -1.0):
         clear = tree.query(means + sign * room * normals)[0] > 0.75 * room
-        base = np.floor((means + sign * (room + 0.5 * cell) * normals - origin) / cell).astype(int)
+        base = np.floor((means + sign * (room + 0.5 * cell.max()) * normals - origin) / cell).astype(int)
         for step in np.ndindex(2, 2, 2):
             at = np.clip(base + np.array(step), 0, GRID - 1)
-            bare |= clear & outside[at[:, 0], at[:, 1], at[:, 2]]
+            bare |= clear & (side[at[:, 0], at[:, 1], at[:, 2]] > 0)
     return bare if int(bare.sum()) >= 8 else np.ones(len(means), bool)
 
 
 def _turned_out(
-    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: float, outside: np.ndarray, spacing: float
+    means: np.ndarray, normals: np.ndarray, origin: np.ndarray, cell: np.ndarray, side: np.ndarray, spacing: float
 ) -> np.ndarray:
-    """Normals that point out of the solid: to the side on which free space is met first."""
+    """Normals that point out of the solid: to where free space is met, away from what is enclosed."""
     votes = np.zeros(len(means))
     for reach in (1.5, 2.0, 2.5, 3.0):
         for sign in (1.0, -1.0):
-            at = np.rint((means + sign * reach * max(cell, spacing) * normals - origin) / cell).astype(int)
+            at = np.rint((means + sign * reach * max(cell.max(), spacing) * normals - origin) / cell).astype(int)
             at = np.clip(at, 0, GRID - 1)
-            votes += sign * outside[at[:, 0], at[:, 1], at[:, 2]]
+            votes += sign * side[at[:, 0], at[:, 1], at[:, 2]]
     middle = np.where(((means - means.mean(axis=0)) * normals).sum(axis=1) < 0, -1.0, 1.0)
     return normals * np.where(votes == 0, middle, np.sign(votes))[:, None]
 
 
-def _distances(
-    at: np.ndarray, means: np.ndarray, normals: np.ndarray, spacing: float, outside: np.ndarray
-) -> np.ndarray:
+def _distances(at: np.ndarray, means: np.ndarray, normals: np.ndarray, spacing: float, side: np.ndarray) -> np.ndarray:
     """Signed distances of points `at`: the tangent planes of the nearest Gaussians, cut where the surface is convex and
     joined where it is concave, so that edges stay sharp between the Gaussians that bound them."""
     from scipy.spatial import cKDTree
@@ -256,36 +286,40 @@ def _distances(
         cut, joined = close[:, k] & (spread[:, k] >= -SEAM * spacing), close[:, k] & (spread[:, k] < -SEAM * spacing)
         value = np.where(cut, np.maximum(value, gaps[:, k]), np.where(joined, np.minimum(value, gaps[:, k]), value))
     distant = far[:, 0] > 2.0 * spacing
-    sign = np.where(distant, np.where(outside, 1.0, -1.0), np.sign(value))
+    sign = np.where(distant & (side != 0), side, np.sign(value))
     size = np.where(distant, np.maximum(np.abs(value), 0.7 * far[:, 0]), np.abs(value))
     return sign * np.minimum(size, np.hypot(far[:, 0], 0.0) + spacing)
 
 
-def _spread_points(
-    grid: np.ndarray, field: np.ndarray, cell: float, means: np.ndarray, normals: np.ndarray, spacing: float
-) -> np.ndarray:
-    """Points spread over the surface, corners and edges first: each farthest from all before it.
+def _spread_points(means: np.ndarray, normals: np.ndarray, spacing: float) -> np.ndarray:
+    """Points spread over the surface: its corners, found as the farthest ones in some directions, then each farthest
+    from all before it.
 
-    Gaussians lie inside their faces; moving each along its tangent plane to the rim of its own disc and back onto the
-    surface reaches the edges.
+    Gaussians lie inside their faces; moving each along its tangent plane to the rim of its own disc, and back to where
+    the faces that it then stands out of end, reaches the edges.
     """
     tangent = np.cross(normals, np.where(np.abs(normals[:, :1]) < 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]]))
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
     other = np.cross(normals, tangent)
     ring = [means + 0.5 * spacing * (a * tangent + b * other) for a in (-1.0, 0.0, 1.0) for b in (-1.0, 0.0, 1.0)]
     points = np.concatenate(ring)
-    from scipy import ndimage
-
-    low = grid[0, 0, 0]
-    value = ndimage.map_coordinates(field, ((points - low) / cell).T, order=1, mode="nearest")
-    ways = normals[:: max(1, len(normals) // FACES)]
-    beyond = (points @ ways.T - (means @ ways.T).max(axis=0)).max(axis=1)  # past a face whose field is off at its rim
-    points = points[(np.abs(value) < 0.35 * cell) & (beyond < 0.2 * cell)]
+    for way in normals[:: max(1, len(normals) // FACES)]:
+        beyond = points @ way - (means @ way)[normals @ way > 0.7].max()
+        points = points - np.where((beyond > 0) & (beyond < 0.5 * spacing), beyond, 0.0)[:, None] * way
+    value = _distances(points, means, normals, spacing, np.zeros(len(points)))
+    points = points[np.abs(value) < ASTRAY * spacing]
     points = means if len(points) < 8 else points
-    middle = points.mean(axis=0)
-    chosen = [int(((points - middle) ** 2).sum(axis=1).argmax())]
-    far = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    chosen = list(dict.fromkeys(np.argmax(points @ _directions(CORNERS).T, axis=0).tolist()))
+    far = ((points[:, None] - points[chosen]) ** 2).sum(axis=2).min(axis=1)
     while len(chosen) < min(POINTS, len(points)):
         chosen.append(int(far.argmax()))
         far = np.minimum(far, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
     return points[chosen]
+
+
+def _directions(count: int) -> np.ndarray:
+    """Unit vectors [count,3] spread evenly over the sphere, along a spiral."""
+    up = 1 - (2 * np.arange(count) + 1) / count
+    turn = np.pi * (3 - np.sqrt(5)) * np.arange(count)
+    level = np.sqrt(1 - up**2)
+    return np.stack([level * np.cos(turn), level * np.sin(turn), up], axis=1)

@@ -28,7 +28,7 @@ class Solids:
     and volume against its bound, and whether it is a ball; `skin` [S] m, the width of its Gaussians.
 
     `row` [S] says where a solid that is no ball has its points [R,M,3], distance field [R,G,G,G], its grid's corner
-    `low` [R,3] and `cell` [R].
+    `low` [R,3] and `cell` [R,3].
     """
 
     center: Float[Tensor, "S 3"]
@@ -43,7 +43,7 @@ class Solids:
     points: Float[Tensor, "R M 3"]
     fields: Float[Tensor, "R G G G"]
     low: Float[Tensor, "R 3"]
-    cell: Float[Tensor, " R"]
+    cell: Float[Tensor, "R 3"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ def stack_solids(library: Sequence[Solid], dtype: torch.dtype) -> Solids:
     points = [item.points[torch.arange(POINTS) % len(item.points)] for item in rough]
     fields_ = [item.field for item in rough if item.field is not None]
     lows = [item.low for item in rough if item.low is not None]
+    cells = [item.cell for item in rough if item.cell is not None]
     return Solids(
         center=torch.stack([item.center for item in library]).to(dtype),
         radius=torch.tensor([item.radius for item in library], dtype=dtype),
@@ -168,7 +169,7 @@ def stack_solids(library: Sequence[Solid], dtype: torch.dtype) -> Solids:
         points=_stack(points, (POINTS, 3), dtype),
         fields=_stack(fields_, (GRID,) * 3, dtype),
         low=_stack(lows, (3,), dtype),
-        cell=torch.tensor([item.cell for item in rough], dtype=dtype),
+        cell=_stack(cells, (3,), dtype),
     )
 
 

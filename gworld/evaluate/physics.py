@@ -17,7 +17,8 @@ from gworld.dynamics.tokens import Scene, compile_scene
 from gworld.scene.world import World
 
 ALONE = 0.005
-"""Metres from everything beyond which a body is alone: only gravity and what it lies on act on it."""
+"""Metres from everything beyond which a body is alone: only gravity and what it lies on act on it. Counted from where
+its Gaussians end: their centres lie within the surface, those of fitted films by some millimetres."""
 REST = 2e-3
 """Metres per second below which a body counts as at rest."""
 
@@ -77,7 +78,7 @@ def link_gaps(scene: Scene, world: World, poses: Float[Tensor, "T L 4 4"]) -> tu
                 for link, k in ((a, i), (b, j))
             ]
             gap = np.linalg.norm(middle[0] - middle[1], axis=1) - float(solids.bound[i] + solids.bound[j])
-            near = np.flatnonzero(gap < ALONE)
+            near = np.flatnonzero(gap < ALONE + float(solids.skin[i] + solids.skin[j]))
             if len(near):
                 both = [
                     _depth(scene, frames[near][:, [a, b]], i, j),
@@ -110,8 +111,11 @@ def _alone(
     free = torch.nonzero(scene.free & scene.present[0])[:, 0].tolist()
     if len(poses) < 3 or not free:
         return np.nan, np.nan, np.nan
-    near = np.where(np.isnan(gaps), np.inf, gaps).min(2)
-    place = poses[..., :3, 3].double().numpy()
+    skin = np.where(scene.present[0], scene.solids.skin[scene.solid[0].clamp_min(0)], 0.0)
+    near = np.where(np.isnan(gaps), np.inf, gaps - skin[:, None] - skin).min(2)
+    frames = poses.double()
+    centre = scene.solids.center[scene.solid[0].clamp_min(0)].double()
+    place = (frames[..., :3, 3] + (frames[..., :3, :3] @ centre[:, :, None])[..., 0]).numpy()
     velocity = np.diff(place, axis=0) / seconds
     up = -scene.down[0].double().numpy()
     speeds, energies, drifts = [0.0], [0.0], [0.0]
@@ -149,9 +153,9 @@ def _depth(scene: Scene, frames: np.ndarray, first: int, second: int) -> np.ndar
     if row < 0:
         value = np.linalg.norm(local, axis=-1) - float(solids.radius[second])
     else:
-        field, cell = solids.fields[row].double().numpy(), float(solids.cell[row])
+        field, cell = solids.fields[row].double().numpy(), solids.cell[row].double().numpy()
         at = (local - solids.low[row].double().numpy()) / cell
         value = ndimage.map_coordinates(field, at.reshape(-1, 3).T, order=1, mode="nearest").reshape(at.shape[:-1])
         outside = np.maximum(np.maximum(-at, at - (np.array(field.shape) - 1)), 0.0)
-        value = value + cell * np.linalg.norm(outside, axis=-1)
+        value = value + np.linalg.norm(cell * outside, axis=-1)
     return value.min(1) - float(solids.radius[first])

@@ -15,7 +15,7 @@ import json
 import shlex
 from pathlib import Path
 
-from gworld.bench.track_real import HOLES, HOME, MODEL, STAND, STRAIGHT_START, read_block
+from gworld.bench.track_real import HOLES, HOME, MODEL, SKIN, STAND, STRAIGHT_START, read_block
 from gworld.cli.main import main
 from gworld.formats.registry import write
 
@@ -46,7 +46,7 @@ def commands(data: Path, out: Path, end: float | None, hold_out: str) -> list[li
         ["backdrop", *footage, "--cameras", calibration, "--refine-cameras", "--rig.plane", *rig, "--out", static],
         ["bind", static, "--object", str(out / "tblock.ply"), "--name", "tblock", "--base", *place, "--out", held],
         ["bind", held, "--robot", str(data / MODEL), "--name", "panda", "--out", whole,
-         "--base", *map(str, STAND), "--joints", *joints, "--skin.per-square-metre", "6000"],
+         "--base", *map(str, STAND), "--joints", *joints, "--skin.per-square-metre", str(int(SKIN))],
         ["track", whole, *footage, "--cameras", calibration, "--track.refine-cameras", "--step", STEP,
          "--out", str(out / "episodes"), "--world-out", str(out / "world"),
          "--colours", "panda=0.92,0.85,0.8", "--track.objects", "planar", "--track.hold", "panda_finger_joint1",
