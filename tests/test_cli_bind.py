@@ -67,6 +67,17 @@ def test_coverage_goes_along_and_knows_what_is_new(tmp_path: Path) -> None:
     assert bound.background == (0.1, 0.2, 0.3)
 
 
+@pytest.mark.parametrize("metric", [True, False])
+def test_a_world_without_metres_is_said_to_be_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: bool
+) -> None:
+    world = replace(world_at(tmp_path / "w"), metric=metric)
+    save_world(world, tmp_path / "w", overwrite=True)
+    arm = arm_file(tmp_path)
+    bind.run(bind.Options(tmp_path / "w", robot=arm, name="arm", out=tmp_path / "bound", skin=SKIN))
+    assert ("unit of" in capsys.readouterr().err) is not metric
+
+
 def test_dynamics_are_bound_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = next(path.parent for path in sorted(MODEL.rglob("manifest.json")))
     world_at(tmp_path / "w")

@@ -218,6 +218,7 @@ def _report(before: World, bound: _Bound, options: Options, target: Path, holes:
         "action": list(entity.action.names) if entity.action else [],
         "holes": None if holes is None else holes["shares"],
         "patches": None if holes is None else [vars(hole) for hole in holes["patches"]],
+        "metric": before.metric,
     }
     if bound.base is not None:
         fit = bound.base
@@ -238,6 +239,9 @@ def _report(before: World, bound: _Bound, options: Options, target: Path, holes:
         say(f"  told by {', '.join(entity.action.names)}")
     if holes is not None:
         _tell_holes(world, holes)
+    if not before.metric and facts["added"]:
+        say(f"  the unit of {options.world} is unknown, and models are in metres: `{entity.name}` may be far too large or")
+        say("  small. Give the scene its scale (`gworld reconstruct --frame.scale-from`; `gworld convert --scale`)")
     say(f"  next: gworld render {target}")
 
 
