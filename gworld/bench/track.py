@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 MILLIMETRES, DEGREES, RADIANS = 3.0, 1.0, 0.02
 FRAMES = 40
-RECORDED = 3
-"""Seed of the recorded episodes, whose objects move from the first second on."""
+RECORDED: dict[str, Literal["planar", "free"]] = {"push": "planar", "arms": "free"}
+"""Recorded scenes, and how their objects may move."""
+SEED = 3
+"""Seed of the recorded episodes: one whose objects move from the first second on."""
 
 
 def rows(given: BenchInput) -> Iterator[Row]:
@@ -40,14 +42,14 @@ def rows(given: BenchInput) -> Iterator[Row]:
         plates = scene_plates(scene.world, scene.cameras)
         plates = replace(plates, known=np.ones_like(plates.known))
         yield from _scene_rows(scene, options, "generated", plates)
-    for name in ("push", "arms"):
+    for name, way in RECORDED.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                scene = film_recorded(name, Path(folder), 0.3 if given.quick else 2.0, RECORDED + given.seed)
+                scene = film_recorded(name, Path(folder), 0.3 if given.quick else 2.0, SEED + given.seed)
             except MissingBackendError as error:
                 yield Row(f"recorded `{name}`", float("nan"), "", note=f"left out: {error}")
                 continue
-            options = TrackOptions(search=0.0, reach=0.003, finest=1, sharp=True)
+            options = TrackOptions(search=0.0, reach=0.003, finest=1, sharp=True, objects=way)
             yield from _scene_rows(scene, options, f"recorded `{name}`")
     if given.data is not None:
         yield from real_rows(given.data, given.quick)
