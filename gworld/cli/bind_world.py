@@ -240,9 +240,7 @@ def _report(before: World, bound: _Bound, options: Options, target: Path, holes:
     if holes is not None:
         _tell_holes(world, holes)
     if not before.metric and facts["added"]:
-        say(
-            f"  the unit of {options.world} is unknown, and models are in metres: `{entity.name}` may be far too large or"
-        )
+        say(f"  the unit of {options.world} is unknown, models are in metres: `{entity.name}` may be far too large or")
         say("  small. Give the scene its scale (`gworld reconstruct --frame.scale-from`; `gworld convert --scale`)")
     say(f"  next: gworld render {target}")
 
