@@ -1,4 +1,4 @@
-/* gworld's native renderer: a plain C interface, loaded by ctypes (gworld/render/native.py).
+/* gworld's native library: a plain C interface, loaded by ctypes (gworld/native.py).
  *
  * All tensors are dense, row-major, float32 unless said; shapes stand behind each pointer. Functions return GW_OK or an
  * error code and never throw. Nothing is global: threads and scratch memory belong to a context, and a context's calls
@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define GW_ABI_VERSION 1
+#define GW_ABI_VERSION 2
 
 enum gw_status { GW_OK = 0, GW_BAD_ARGUMENT = 1, GW_OUT_OF_MEMORY = 2, GW_UNSUPPORTED = 3, GW_TOO_MANY = 4 };
 enum gw_isa { GW_ISA_AUTO = 0, GW_ISA_PORTABLE = 1, GW_ISA_AVX2 = 2, GW_ISA_AVX512 = 3 };
@@ -142,6 +142,31 @@ GW_API int32_t gw_adam(gw_workers *workers, const gw_adam_tensor *tensors, int32
 /* rgb [H,W,3] in 0..1 to I420, BT.709 limited range: H' W' bytes of luma, then H' W' / 4 of Cb and of Cr, where H' and W'
  * are H and W rounded up to even numbers. */
 GW_API int32_t gw_yuv420(gw_workers *workers, const float *rgb, int32_t height, int32_t width, uint8_t *planes);
+
+/* Contacts of the dynamics, solved together by Jacobi sweeps with Nesterov's momentum (gworld/dynamics/impulses.py states
+ * the rules). Numbers are float, or double where `wide`. Bodies stand world by world, N = W L. */
+typedef struct gw_contacts {
+  int64_t contacts, bodies, worlds, values; /* Q, N, W, V: joint values per world, 0 where no joint gives way */
+  int32_t sweeps, wide;
+  const int64_t *a, *b;       /* [Q] bodies of each contact */
+  const void *normal;         /* [Q,3] from b to a */
+  const void *arm_a, *arm_b;  /* [Q,3] */
+  const void *rate;           /* [Q,3] velocity of a against b without impulses */
+  const void *wanted;         /* [Q] at which speed along the normal they shall part */
+  const void *ease, *slip;    /* [Q] change of that speed by a unit impulse, and of any speed at most, shares counted */
+  const void *friction;       /* [Q] */
+  const uint8_t *gives;       /* [Q] 1: something moves along the normal */
+  const void *inverse_mass;   /* [N] */
+  const void *inverse_inertia; /* [N,3,3] in the world's axes */
+  const uint8_t *lies;        /* [N] 1: moves across `up` alone; or null */
+  const void *up;             /* [N,3] or null */
+  const void *reach;          /* [N,6,V] or null */
+  const void *ease_joints;    /* [W,V] or null */
+  void *impulse;              /* out [Q,3] on a */
+  void *press;                /* out [Q] its part along the normal */
+} gw_contacts;
+
+GW_API int32_t gw_solve_contacts(const gw_contacts *job);
 
 #ifdef __cplusplus
 }

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms by floor; a room may import from rooms of a lower floor only (within one floor: only itself).
 FLOORS = {
     "errors": 1, "geometry": 1, "verbs": 1,
-    "scene": 2, "files": 2, "config": 2, "checkpoint": 2, "runlog": 2,
+    "scene": 2, "files": 2, "config": 2, "checkpoint": 2, "runlog": 2, "native": 2,
     "formats": 3, "data": 3, "render": 3,
     "agents": 3.5,
     "dynamics": 4, "refine": 4, "capture": 4,
@@ -54,7 +54,7 @@ FENCES = {
     "tensorboard": r"runlog\.py",
     "rerun": r"runlog\.py",
     "roma": r"geometry\.py",
-    "ctypes": r"(render/native.*|viewer/allocator)\.py",
+    "ctypes": r"(native|dynamics/native|render/native.*|viewer/allocator)\.py",
     "pickle": r"(?!)",
     "marshal": r"(?!)",
     "shelve": r"(?!)",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gworld import native as loading
 from gworld.errors import InputError, MissingBackendError
 from gworld.geometry import se3_exp
 from gworld.render import native
@@ -356,7 +357,7 @@ def test_library_says_what_it_is() -> None:
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "_folders", lambda: iter([tmp_path]))
+    monkeypatch.setattr(loading, "_folders", lambda: iter([tmp_path]))
     reason = native_cpu_status()
     assert reason is not None
     assert "is not installed. Reinstall gworld where a C++ compiler is present" in reason

@@ -233,7 +233,7 @@ def test_bad_frames_are_one_sentence(shape: tuple[int, ...]) -> None:
 
 
 def test_an_older_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_train, "_library", lambda kind: object())
+    monkeypatch.setattr(native_train, "native_library", lambda kind: object())
     native_train._workers.cache_clear()
     with pytest.raises(MissingBackendError, match="of an older gworld"):
         yuv420_planes(torch.zeros(2, 2, 3))

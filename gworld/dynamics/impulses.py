@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gworld.dynamics.contact import Bodies, Contacts, pushed_at, rate_at
 from gworld.dynamics.linkage import Linkage, body_changes, ease_at, joint_changes, point_reach
+from gworld.dynamics.native import can_sweep, sweep_contacts
 
 LEVEL = 1e-3
 """Squared sine of the angle between two normals below which they are one."""
@@ -73,12 +74,23 @@ def solve_contacts(
     free = rate = struck + pushed_at(bodies, contacts)
     wanted = -response.restitution * (struck * normal).sum(-1).clamp_max(0.0)
     wanted = wanted if response.closing is None else wanted - response.closing
-    press = torch.zeros_like(ease)
-    drag = torch.zeros_like(normal)
     shared = bool((count > 1).any())
     rubs = bool((response.friction > 0).any())
+    sweeps = sweeps if shared or rubs else 1
+    link = matter.linkage
+    given = {
+        **{"a": a, "b": b, "normal": normal, "arm_a": arm_a, "arm_b": arm_b, "rate": free, "wanted": wanted},
+        **{"ease": ease, "slip": slip, "friction": response.friction, "gives": gives},
+        **{"inverse_mass": matter.inverse_mass, "inverse_inertia": spun},
+        **{"lies": None if matter.up is None else matter.lies, "up": None if matter.lies is None else matter.up},
+        **{"reach": link.reach if link else None, "ease_joints": link.ease if link else None},
+    }
+    if can_sweep(given):
+        return sweep_contacts(given, len(link.ease) if link else 1, sweeps)
+    press = torch.zeros_like(ease)
+    drag = torch.zeros_like(normal)
     last_press, last_drag, impulse = press, drag, drag
-    for sweep in range(sweeps if shared or rubs else 1):
+    for sweep in range(sweeps):
         ahead = sweep / (sweep + 3.0)  # Nesterov's momentum: each sweep begins beyond where the last one ended
         begin, begin_drag = press + ahead * (press - last_press), drag + ahead * (drag - last_drag)
         last_press, last_drag = press, drag

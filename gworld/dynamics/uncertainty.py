@@ -140,6 +140,17 @@ def calibrate(
     """
     found, truth = foretell_windows(model, data, max(seconds), starts, config)
     error = (found.poses[..., :3, 3] - truth).norm(dim=-1)
+    return factors_from(found, error, data, seconds, config)
+
+
+def factors_from(
+    found: Foretold,
+    error: Float[Tensor, "W T L"],
+    data: Recordings,
+    seconds: tuple[float, ...],
+    config: SpreadConfig,
+) -> Calibration:
+    """Factors for which 90 % of these errors lie within 90 % intervals."""
     factors = []
     for group in range(len(GROUPS)):
         row: list[float] = []
@@ -150,6 +161,11 @@ def calibrate(
             row.append(_quantile(ratio, 0.9) if len(ratio) else (row[-1] if row else 1.0))
         factors.append(tuple(row))
     return Calibration(seconds, tuple(factors), config)
+
+
+def pick_windows(found: Foretold, rows: Tensor) -> Foretold:
+    """Some of the windows that were foretold."""
+    return Foretold(found.poses[rows], found.spread[rows], found.group[rows])
 
 
 def foretell_windows(

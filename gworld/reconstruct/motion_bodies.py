@@ -69,6 +69,14 @@ class Square:
 
 
 @dataclass(frozen=True, eq=False)
+class Posture:
+    """Where joints are believed to stay, as a state, and how far they stray from there (rad, m)."""
+
+    state: Float[Tensor, " S"]
+    sigma: float
+
+
+@dataclass(frozen=True, eq=False)
 class Bodies:
     """All that moves. `gaussians` are theirs alone; `low`, `high` [S] bound the state; `reach` [P] is how far each
     component of a step moves the body at most, in metres per unit."""
@@ -82,11 +90,17 @@ class Bodies:
     high: Float[Tensor, " S"]
     reach: Float[Tensor, " P"]
     squares: tuple[Square, ...] = ()
+    posture: Posture | None = None
+
+    @property
+    def joints(self) -> int:
+        """How many of the components of a step, the first ones, are joints'."""
+        return sum(len(arm.free) for arm in self.arms)
 
     @property
     def size(self) -> int:
         """P, the number of components of a step."""
-        return sum(len(arm.free) for arm in self.arms) + sum(thing.axes.shape[1] for thing in self.things)
+        return self.joints + sum(thing.axes.shape[1] for thing in self.things)
 
 
 def bodies_of(world: World, robots: Mapping[str, Skeleton], options: TrackOptions) -> Bodies:
@@ -191,6 +205,23 @@ def turned_away(bodies: Bodies, poses: Float[Tensor, "*B L 4 4"]) -> Float[Tenso
         if square.rise > 0:
             parts.append((_height(poses, square.root, square.link) - square.height)[..., None] / square.rise)
     return torch.cat(parts, dim=-1)
+
+
+def strayed(
+    bodies: Bodies, states: Float[Tensor, "*B S"]
+) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B P"], Float[Tensor, "*B P"]]:
+    """What it costs that joints stray from their posture (zeros without one), its slope and its bend per component.
+
+    Charbonnier's function of each joint: a few joints that move far are believed before many that move a little, which
+    is how a controller moves an arm that has more joints than its task needs.
+    """
+    slope = torch.zeros(*states.shape[:-1], bodies.size, dtype=torch.float64)
+    if bodies.posture is None:
+        return slope.sum(-1), slope, slope
+    sigma, joints = bodies.posture.sigma, torch.arange(bodies.size) < bodies.joints
+    away = between(bodies, bodies.posture.state, states) * joints / sigma
+    grown = (1 + away.square()).sqrt()
+    return (grown - 1).sum(-1), away / grown / sigma, joints / (grown * sigma**2)
 
 
 def with_bases(bodies: Bodies, twists: Float[Tensor, "A 6"]) -> Bodies:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gworld.reconstruct.motion_bodies import Bodies, between, moved, poses_of, root_steps, turned_away
+from gworld.reconstruct.motion_bodies import Bodies, between, moved, poses_of, root_steps, strayed, turned_away
 from gworld.reconstruct.motion_draw import Box, box_of, draw_poses, drifted
 from gworld.reconstruct.motion_film import Level, Shot
 
@@ -75,7 +75,7 @@ def costs(
             total[rows] += _robust(square).sum((1, 2)).double()
     if bodies.squares:
         total += alike(level) * turned_away(bodies, poses_of(bodies, states)).square().sum(-1)
-    return total
+    return total + 2 * alike(level) * strayed(bodies, states)[0]
 
 
 def fit_state(
@@ -272,6 +272,9 @@ def _normal(
         rows = (away[1 : 1 + count] - away[1 + count :]) / span[:, None]
         cost, gradient = cost + 0.5 * float(away[0].square().sum()), gradient + rows @ away[0]
         matrix = matrix + rows @ rows.T
+    own = slice(count - bodies.size, count)
+    price, pull, bend = strayed(bodies, state)
+    cost, gradient[own], matrix[own, own] = cost + float(price), gradient[own] + pull, matrix[own, own] + bend.diag()
     return cost, gradient, matrix, missed / max(covered, 1.0)
 
 

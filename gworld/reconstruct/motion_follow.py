@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gworld.errors import InputError
-from gworld.reconstruct.motion_bodies import Bodies, between, moved
+from gworld.reconstruct.motion_bodies import Bodies, Posture, between, moved
 from gworld.reconstruct.motion_film import Film, Level, Shot, shot_at
 from gworld.reconstruct.motion_fit import Prior, Solved, Weights, costs, fit_state, search
 from gworld.reconstruct.motion_options import TrackOptions
@@ -147,8 +147,8 @@ def follow(
     states, matrices, lost = [], [], list[bool]()
     sound = start
     whole, shrinks = _used(options), shrinks or _used(options)
-    joints = torch.arange(bodies.size) < sum(len(arm.free) for arm in bodies.arms)
-    posture = Prior(start, joints / options.posture**2 if options.posture > 0 else torch.zeros(bodies.size).double())
+    if options.posture > 0:
+        bodies = replace(bodies, posture=Posture(start, options.posture))
     for row, time in enumerate(times):
         gap = float(time - times[row - 1]) if row else 0.0
         shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in shrinks + whole}
@@ -156,7 +156,7 @@ def follow(
         if guide is not None:
             ahead = _better(bodies, levels, shots, torch.stack([ahead, _with_given(guide[row], given, row)]))
         sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
-        prior = _both(bodies, Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity), posture)
+        prior = Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity)
         solved = _descend(bodies, levels, shots, prior, ahead, options, shrinks=whole if row == 0 else shrinks)
         solved = _leap(bodies, levels, shots, prior, solved, options)
         usual = float(np.median(fair[-USUAL:])) if fair else solved.misfit
@@ -178,13 +178,6 @@ def follow(
         if progress is not None:
             progress(row + 1, len(times))
     return Followed(torch.stack(states), torch.stack(matrices), torch.tensor(misfits), torch.tensor(lost))
-
-
-def _both(bodies: Bodies, prior: Prior, other: Prior) -> Prior:
-    """Two priors as one, with the velocity of the first."""
-    whole = prior.precision + other.precision
-    state = moved(bodies, prior.state, between(bodies, prior.state, other.state) * other.precision / whole)
-    return replace(prior, state=state, precision=whole)
 
 
 def _better(bodies: Bodies, levels: dict[int, Level], shots: dict[int, Shot], states: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The native renderer: cuda_ext's C interface called through ctypes, as one differentiable torch function.
 
-The library is looked for in `GWORLD_NATIVE_DIR`, beside the package, and where the installed distribution keeps its
-files (editable installs). Each (threads, instruction set) gets one context, which owns threads and scratch memory.
+Each (threads, instruction set) gets one context, which owns threads and scratch memory.
 """
 
 from __future__ import annotations
@@ -9,18 +8,17 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gworld.errors import GWorldError, InputError, MissingBackendError, ResourceError
+from gworld.errors import InputError, MissingBackendError
+from gworld.native import ISAS, check_status, isa_number, native_library, thread_count
 from gworld.render.api import OUTPUTS, OutputName, Previous, RenderOptions, RenderOutput
 from gworld.scene.cameras import Cameras
 from gworld.scene.gaussians import Gaussians
@@ -28,8 +26,6 @@ from gworld.scene.gaussians import Gaussians
 if TYPE_CHECKING:
     from gworld.render.native_cache import BackgroundCache
 
-ABI_VERSION = 1
-ISAS = ("auto", "portable", "avx2", "avx512")
 SHAPES = {"rgb": (3,), "alpha": (), "depth": (), "link_id": (), "flow": (2,)}
 
 
@@ -69,7 +65,7 @@ class _Gradients(ctypes.Structure):
 def native_cpu_status() -> str | None:
     """None when the native CPU renderer can run here, else one sentence: why not and what to do."""
     try:
-        _library("cpu")
+        _library()
     except MissingBackendError as error:
         return str(error)
     return None
@@ -77,12 +73,12 @@ def native_cpu_status() -> str | None:
 
 def native_version() -> str:
     """Version of the loaded CPU library. Raises `MissingBackendError` when there is none."""
-    return str(_library("cpu").gw_version().decode())
+    return str(_library().gw_version().decode())
 
 
 def native_isas() -> tuple[str, ...]:
     """Instruction sets that the CPU library can use on this machine, slowest first."""
-    library = _library("cpu")
+    library = _library()
     return tuple(name for index, name in enumerate(ISAS) if index and library.gw_isa_available(index))
 
 
@@ -115,7 +111,7 @@ def render_native_cpu(
         tensors += [before[0], before[1].world_from_camera]
     tensors = [_dense(tensor) for tensor in tensors]
     request = _Request(
-        context=_context(os.getpid(), _threads(), _isa()),
+        context=_context(os.getpid(), thread_count(), isa_number()),
         links=gaussians.links.detach().to(device="cpu", dtype=torch.int32).contiguous(),
         intrinsics=_dense(cameras.K.detach()),
         previous_intrinsics=None if before is None else _dense(before[1].K.detach()),
@@ -135,7 +131,7 @@ class _Context:
     """A gw_context and the library it belongs to."""
 
     def __init__(self, threads: int, isa: int) -> None:
-        self.library = _library("cpu")
+        self.library = _library()
         self.handle = c_void_p(self.library.gw_context_create(threads, isa))
         if not self.handle:
             raise MissingBackendError(
@@ -177,7 +173,7 @@ class _Request:
     def draw(self, tensors: Sequence[Tensor], tape: _Tape | None) -> tuple[Tensor | None, ...]:
         """The pictures in the order of OUTPUTS; alpha is drawn also when only a tape needs it."""
         pictures = self.pictures(tensors, () if tape is None else ("alpha",))
-        _check(
+        check_status(
             self.context.library.gw_render(
                 self.context.handle,
                 ctypes.byref(self.scene(tensors)),
@@ -245,7 +241,7 @@ class _Render(torch.autograd.Function):
         gradients = [torch.empty_like(tensor) if want else None for tensor, want in zip(tensors, wanted, strict=True)]
         pointers = [None if gradient is None else gradient.data_ptr() for gradient in gradients]
         request: _Request = ctx.request
-        _check(
+        check_status(
             request.context.library.gw_backward(
                 request.context.handle,
                 ctypes.byref(request.scene(tensors)),
@@ -267,77 +263,18 @@ def _images(pictures: dict[str, Tensor]) -> _Images:
     return _Images(**{name: picture.data_ptr() for name, picture in pictures.items()})
 
 
-def _check(status: int) -> None:
-    if status == 0:
-        return
-    reasons: dict[int, GWorldError] = {
-        1: InputError("the native renderer was given shapes, links or planes that do not fit together."),
-        2: ResourceError("the native renderer ran out of memory. Render fewer views, or smaller ones, at a time."),
-        4: ResourceError("the Gaussians cover too many image tiles in one view. Render a smaller image."),
-    }
-    raise reasons.get(status, GWorldError(f"the native renderer failed with code {status}."))
-
-
-def _threads() -> int:
-    given = os.environ.get("GWORLD_THREADS", "")
-    if given:
-        if not given.isdigit() or not 1 <= int(given) <= 1024:
-            raise InputError(f"GWORLD_THREADS is {given!r}; a number from 1 to 1024 is needed.")
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _isa() -> int:
-    name = os.environ.get("GWORLD_ISA", "auto")
-    if name not in ISAS:
-        raise InputError(f"GWORLD_ISA is {name!r}; one of {', '.join(ISAS)} is needed.")
-    return ISAS.index(name)
-
-
 @lru_cache(maxsize=4)
 def _context(process: int, threads: int, isa: int) -> _Context:
     """One context per process (a fork has no threads), thread count and instruction set."""
     return _Context(threads, isa)
 
 
-def _folders() -> Iterator[Path]:
-    if os.environ.get("GWORLD_NATIVE_DIR"):
-        yield Path(os.environ["GWORLD_NATIVE_DIR"])
-    yield Path(__file__).resolve().parent.parent
-    try:
-        for file in metadata.files("gworld") or []:
-            if file.name.startswith("libgworld_"):
-                yield Path(str(file.locate())).parent
-    except metadata.PackageNotFoundError:
-        return
+def _library() -> ctypes.CDLL:
+    return _declared(native_library("cpu"))
 
 
-def _library(kind: str) -> ctypes.CDLL:
-    return _load(kind, tuple(_folders()))
-
-
-@lru_cache(maxsize=8)
-def _load(kind: str, folders: tuple[Path, ...]) -> ctypes.CDLL:
-    name = f"libgworld_{kind}.so"
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None:
-        way_out = "a C++ compiler" if kind == "cpu" else "nvcc"
-        raise MissingBackendError(
-            f"the native renderer {name} is not installed. Reinstall gworld where {way_out} is present, or use backend "
-            "reference."
-        )
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise MissingBackendError(f"`{path}` cannot be loaded ({error}). Reinstall gworld on this machine.") from error
-    if not hasattr(library, "gw_abi_version") or library.gw_abi_version() != ABI_VERSION:
-        raise MissingBackendError(f"`{path}` is of another version of gworld. Reinstall gworld on this machine.")
-    if kind == "cpu":
-        _declare(library)
-    return library
-
-
-def _declare(library: ctypes.CDLL) -> None:
+@lru_cache(maxsize=1)
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.gw_version.restype = ctypes.c_char_p
     library.gw_context_create.restype = c_void_p
     library.gw_context_destroy.argtypes = [c_void_p]
@@ -347,3 +284,4 @@ def _declare(library: ctypes.CDLL) -> None:
     library.gw_backward.argtypes = [c_void_p, scene, POINTER(_Views), images, images, c_void_p, POINTER(_Gradients)]
     library.gw_tape_release.argtypes = [c_void_p, c_void_p]
     library.gw_tape_release.restype = None
+    return library

@@ -16,8 +16,9 @@ from dataclasses import fields
 from torch import Tensor
 
 from gworld.errors import InputError, MissingBackendError
+from gworld.native import check_status
 from gworld.render.api import OUTPUTS
-from gworld.render.native import _check, _Context, _Images, _images, _Request, _Scene, _Views
+from gworld.render.native import _Context, _Images, _images, _Request, _Scene, _Views
 from gworld.scene.gaussians import Gaussians
 
 
@@ -90,7 +91,7 @@ class _Background:
     def __init__(self, request: _Request, moves: bytes, tensors: Sequence[Tensor], pictures: dict[str, Tensor]) -> None:
         self.context, self.handle = request.context, c_void_p()
         _declare(self.context)
-        _check(
+        check_status(
             self.context.library.gw_background_build(
                 self.context.handle,
                 ctypes.byref(request.scene(tensors)),
@@ -105,7 +106,7 @@ class _Background:
         """Draw into `pictures`, which hold the frame drawn last when `kept`."""
         views, images = request.views(tensors), _images(pictures)
         library = self.context.library
-        _check(
+        check_status(
             library.gw_background_draw(
                 self.context.handle, self.handle, ctypes.byref(views), ctypes.byref(images), int(kept)
             )

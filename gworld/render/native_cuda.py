@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gworld.errors import GWorldError, InputError, MissingBackendError, ResourceError
+from gworld.native import native_library
 from gworld.render import native
 from gworld.render.api import OUTPUTS, OutputName, Previous, RenderOptions, RenderOutput
 from gworld.scene.cameras import Cameras
@@ -341,7 +342,7 @@ def _declared(functions: ctypes.CDLL) -> _Library:
 
 
 def _library() -> _Library:
-    return _declared(native._library("cuda"))
+    return _declared(native_library("cuda"))
 
 
 def declare(functions: ctypes.CDLL, device: str) -> _Library:

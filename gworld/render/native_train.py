@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gworld.errors import InputError, MissingBackendError
-from gworld.render.native import ISAS, _check, _isa, _library, _threads
+from gworld.native import ISAS, check_status, isa_number, native_library, thread_count
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def adam_step(
         isinstance(rows, str) and rows == "touched",
         options.bias_correction,
     )
-    workers = _workers(os.getpid(), _threads(), _isa())
+    workers = _workers(os.getpid(), thread_count(), isa_number())
     array = (_AdamTensor * len(tensors))(*tensors)
-    _check(workers.library.gw_adam(workers.handle, array, len(array), ctypes.byref(shared)))
+    check_status(workers.library.gw_adam(workers.handle, array, len(array), ctypes.byref(shared)))
     for name in kept:
         increment_version([params[name], state.first[name], state.second[name]])
     return AdamState(state.step + 1, state.first, state.second)
@@ -154,8 +154,8 @@ def yuv420_planes(rgb: Tensor) -> UInt8[Tensor, "rows columns"]:
     dense = _dense(rgb.detach())
     height, width = dense.shape[:2]
     planes = torch.empty(((height + 1) // 2 * 3, (width + 1) // 2 * 2), dtype=torch.uint8)
-    workers = _workers(os.getpid(), _threads(), _isa())
-    _check(workers.library.gw_yuv420(workers.handle, dense.data_ptr(), height, width, planes.data_ptr()))
+    workers = _workers(os.getpid(), thread_count(), isa_number())
+    check_status(workers.library.gw_yuv420(workers.handle, dense.data_ptr(), height, width, planes.data_ptr()))
     return planes
 
 
@@ -209,7 +209,7 @@ def _workers(process: int, threads: int, isa: int) -> _Workers:
 
 
 def _declared() -> ctypes.CDLL:
-    library = _library("cpu")
+    library = native_library("cpu")
     if not hasattr(library, "gw_workers_create"):
         raise MissingBackendError("the native library is of an older gworld. Reinstall gworld on this machine.")
     library.gw_workers_create.restype = c_void_p
@@ -226,14 +226,14 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, truth: Tensor, mask: Tensor | None, ssim_weight: float) -> Tensor:
-        workers = _workers(os.getpid(), _threads(), _isa())
+        workers = _workers(os.getpid(), thread_count(), isa_number())
         gradient = torch.empty_like(image) if ctx.needs_input_grad[0] else None
         height, width = image.shape[-3:-1]
         pointers = (image.data_ptr(), truth.data_ptr(), None if mask is None else mask.data_ptr())
         pictures = _Pictures(image.numel() // (3 * height * width), height, width, *pointers)
         value = c_double()
         out = None if gradient is None else gradient.data_ptr()
-        _check(
+        check_status(
             workers.library.gw_l1_ssim(workers.handle, ctypes.byref(pictures), ssim_weight, out, ctypes.byref(value))
         )
         if gradient is not None:
