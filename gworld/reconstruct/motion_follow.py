@@ -13,7 +13,7 @@ from torch import Tensor
 from gworld.errors import InputError
 from gworld.reconstruct.motion_bodies import Bodies, Posture, between, moved
 from gworld.reconstruct.motion_film import Film, Level, Shot, shot_at
-from gworld.reconstruct.motion_fit import Prior, Solved, Weights, costs, fit_state, search
+from gworld.reconstruct.motion_fit import Prior, Solved, Weights, alike, costs, fit_state, search
 from gworld.reconstruct.motion_options import TrackOptions
 
 WANDER = 0.02
@@ -24,6 +24,8 @@ LEAPS = (-0.1, -0.07, -0.04, 0.04, 0.07, 0.1)
 """Metres of a body's farthest point by which other valleys are looked for, along the directions least bound."""
 LOOSE, LEAST = 2, 0.995
 """How many such directions are looked along; the share of the cost that remains at most for a leap to be taken."""
+FLAT = 2.0
+"""Cost (of a normal distribution's: two standard deviations) below which a state so far away is not ruled out."""
 USUAL = 15
 STARTS = 3
 """Independent searches for a first state."""
@@ -249,21 +251,29 @@ def _leap(
     """The fit, or a better one beyond a ridge: a hand that turns about a stick has poses that look nearly alike.
 
     Steps along the directions that the pictures bind least are drawn; where one explains the pictures better, it is
-    fitted.
+    fitted. Directions along which a step costs next to nothing are taken for as loose as that says: the derivative's
+    pictures differ by grain, which the fit's own matrix takes for evidence.
     """
     finest = _used(options)[-1]
     size = 1 / bodies.reach
     matrix = solved.matrix * torch.outer(size, size) + torch.eye(bodies.size, dtype=torch.float64)
-    ways = torch.linalg.eigh(matrix).eigenvectors[:, :LOOSE].T * size * (prior.precision < 1e9)
+    bound, found_ways = torch.linalg.eigh(matrix)
+    ways = found_ways[:, :LOOSE].T * size * (prior.precision < 1e9)
     steps = torch.tensor((0.0, *LEAPS), dtype=torch.float64)[:, None, None] * ways
     line = moved(bodies, solved.state, steps.flatten(0, 1))
     found = costs(bodies, line, levels[finest], shots[finest])
     best = int(found.argmin())
-    if best < LOOSE or not bool(found[best] < found[0]):
-        return solved
-    fresh = _descend(bodies, levels, shots, prior, line[best], options, shrinks=(finest,))
-    ends = costs(bodies, torch.stack([solved.state, fresh.state]), levels[finest], shots[finest])
-    return fresh if bool(ends[1] < LEAST * ends[0]) else solved
+    if best >= LOOSE and bool(found[best] < found[0]):
+        fresh = _descend(bodies, levels, shots, prior, line[best], options, shrinks=(finest,))
+        ends = costs(bodies, torch.stack([solved.state, fresh.state]), levels[finest], shots[finest])
+        if bool(ends[1] < LEAST * ends[0]):
+            return fresh
+    rise = ((found - found[0]) / (2 * alike(levels[finest]))).view(-1, LOOSE)[1:]
+    away = torch.tensor(LEAPS, dtype=torch.float64)[:, None]
+    bend = torch.where(rise < FLAT, 2 * rise.clamp_min(0) / away.square(), torch.inf).amin(0)
+    less = (bound[:LOOSE] - 1.0 - bend).clamp_min(0) * bend.isfinite()
+    flatter = solved.matrix - (found_ways[:, :LOOSE] * less) @ found_ways[:, :LOOSE].T / torch.outer(size, size)
+    return replace(solved, matrix=flatter)
 
 
 def _with_given(state: Tensor, given: Given, row: int) -> Tensor:
