@@ -26,6 +26,9 @@ LOOSE, LEAST = 2, 0.995
 """How many such directions are looked along; the share of the cost that remains at most for a leap to be taken."""
 FLAT = 2.0
 """Cost (of a normal distribution's: two standard deviations) below which a state so far away is not ruled out."""
+APART, RIVAL = 0.03, 1.5
+"""Metres of a body's farthest point from which two states are two guesses; how many times the better one's cost the
+other may have and still be followed."""
 USUAL = 15
 STARTS = 3
 """Independent searches for a first state."""
@@ -137,8 +140,9 @@ def follow(
     guide: Float[Tensor, "T S"] | None = None,
     shrinks: tuple[int, ...] = (),
 ) -> Followed:
-    """Fit each instant from the one before at its velocity, or from the `guide` where that explains the pictures
-    better; where the fit jumps, search for a better one, around it and around where the bodies were last found.
+    """Fit each instant from the one before at its velocity, and from the `guide` and the second best guess so far where
+    those are apart from it; where the fit jumps, search for a better one, around it and around where the bodies were
+    last found.
 
     What is usual is told by instants at which the bodies were found, so that a bad fit never becomes usual.
 
@@ -147,7 +151,7 @@ def follow(
     state, velocity = start, torch.zeros(bodies.size, dtype=torch.float64)
     misfits, fair = list[float](), list[float]()
     states, matrices, lost = [], [], list[bool]()
-    sound = start
+    sound, rival = start, None
     whole, shrinks = _used(options), shrinks or _used(options)
     if options.posture > 0:
         bodies = replace(bodies, posture=Posture(start, options.posture))
@@ -155,11 +159,15 @@ def follow(
         gap = float(time - times[row - 1]) if row else 0.0
         shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in shrinks + whole}
         ahead = _with_given(moved(bodies, state, velocity * gap), given, row)
+        starts = [ahead]
         if guide is not None:
-            ahead = _better(bodies, levels, shots, torch.stack([ahead, _with_given(guide[row], given, row)]))
+            starts.append(_with_given(guide[row], given, row))
+        if rival is not None:
+            starts.append(_with_given(rival, given, row))
         sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
-        prior = Prior(ahead, given.precision[row] + 1.0 / sigma**2, velocity)
-        solved = _descend(bodies, levels, shots, prior, ahead, options, shrinks=whole if row == 0 else shrinks)
+        firm = given.precision[row] + 1.0 / sigma**2
+        sizes = whole if row == 0 else shrinks
+        solved, prior, rival = _rivals(bodies, levels, shots, Prior(ahead, firm, velocity), starts, options, sizes)
         solved = _leap(bodies, levels, shots, prior, solved, options)
         usual = float(np.median(fair[-USUAL:])) if fair else solved.misfit
         astray = len(fair) > 2 and solved.misfit > options.jump * usual
@@ -182,10 +190,41 @@ def follow(
     return Followed(torch.stack(states), torch.stack(matrices), torch.tensor(misfits), torch.tensor(lost))
 
 
-def _better(bodies: Bodies, levels: dict[int, Level], shots: dict[int, Shot], states: Tensor) -> Tensor:
-    """That of some states which explains the coarsest pictures best."""
-    coarse = max(shots)
-    return states[int(costs(bodies, states, levels[coarse], shots[coarse]).argmin())]
+def _rivals(
+    bodies: Bodies,
+    levels: dict[int, Level],
+    shots: dict[int, Shot],
+    prior: Prior,
+    starts: list[Tensor],
+    options: TrackOptions,
+    sizes: tuple[int, ...],
+) -> tuple[Solved, Prior, Tensor | None]:
+    """The best of the fits from starts that are apart, the prior of its start, and the next best while it is apart.
+
+    The other guess is followed too: a body that leaves the pictures covers nothing that could misfit, and what is seen
+    a moment later tells which of two guesses was right.
+    """
+    tries: list[tuple[Solved, Prior]] = []
+    for number, start in enumerate(starts):
+        if any(not _apart(bodies, start, one) for one in starts[:number]):
+            continue
+        own = replace(prior, state=start)
+        tries.append((_descend(bodies, levels, shots, own, start, options, shrinks=sizes), own))
+    if len(tries) == 1:
+        return (*tries[0], None)
+    found = costs(bodies, torch.stack([one.state for one, _ in tries]), levels[min(sizes)], shots[min(sizes)])
+    order = found.argsort().tolist()
+    best = tries[order[0]]
+    others = [
+        tries[row][0].state
+        for row in order[1:]
+        if bool(found[row] < RIVAL * found[order[0]]) and _apart(bodies, best[0].state, tries[row][0].state)
+    ]
+    return (*best, others[0] if others else None)
+
+
+def _apart(bodies: Bodies, one: Tensor, other: Tensor) -> bool:
+    return float((between(bodies, one, other).abs() * bodies.reach).amax()) > APART
 
 
 def _used(options: TrackOptions) -> tuple[int, ...]:

@@ -32,8 +32,9 @@ class TrackOptions:
     square_rise: float = 0.0
     """How far such links rise above, or sink below, where they start (metres, along the root's z axis); 0: any way."""
     posture: float = 0.0
-    """How far joints are believed to stray from where they start (radians, metres), 0: any way. What no camera sees of
-    an arm then wanders less: controllers of redundant arms hold its posture."""
+    """How far joints are believed to stray from where they start (radians, metres), 0: any way; a few that stray far
+    are believed before many that stray a little. What no camera sees of an arm then wanders less: controllers of
+    redundant arms hold its posture."""
     base_sigma: float = 0.02
     """How far off a robot's given root is believed to be (metres; radians: the same over half a metre)."""
     joint_sigma: float = 0.0
