@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from gworld.errors import MissingBackendError
-from gworld.render import native
+from gworld import native as loading
 from gworld.render.native_cuda import native_cuda_status, render_native_cuda
 from tests.scenes import front_camera, one_gaussian, random_gaussians
 from tests.test_render_native_cuda import SOURCE, Emulated, build_emulated, pictures_and_gradients
 
 
 def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "_folders", lambda: iter([tmp_path]))
+    monkeypatch.setattr(loading, "_folders", lambda: iter([tmp_path]))
     reason = native_cuda_status()
     assert reason is not None and "libgworld_cuda.so is not installed" in reason
     with pytest.raises(MissingBackendError, match="not installed"):
@@ -76,7 +76,7 @@ def test_the_library_builds_and_loads_without_a_gpu(tmp_path: Path, monkeypatch:
     subprocess.run(configure, check=True, timeout=120, stdout=subprocess.DEVNULL)
     build = ["cmake", "--build", str(tmp_path), "--target", "gworld_cuda"]
     subprocess.run(build, check=True, timeout=250, stdout=subprocess.DEVNULL)
-    monkeypatch.setattr(native, "_folders", lambda: iter([tmp_path]))
+    monkeypatch.setattr(loading, "_folders", lambda: iter([tmp_path]))
     reason = native_cuda_status()
     assert reason is not None and reason.startswith("the CUDA renderer finds no device (")
     assert "backend native-cpu" in reason

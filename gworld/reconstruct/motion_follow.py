@@ -159,11 +159,8 @@ def follow(
         gap = float(time - times[row - 1]) if row else 0.0
         shots = {shrink: shot_at(films, float(time), levels[shrink]) for shrink in shrinks + whole}
         ahead = _with_given(moved(bodies, state, velocity * gap), given, row)
-        starts = [ahead]
-        if guide is not None:
-            starts.append(_with_given(guide[row], given, row))
-        if rival is not None:
-            starts.append(_with_given(rival, given, row))
+        others = (None if guide is None else guide[row], rival)
+        starts = [ahead] + [_with_given(other, given, row) for other in others if other is not None]
         sigma = WANDER * max(gap / 0.02, 1.0) ** 0.5 / bodies.reach
         firm = given.precision[row] + 1.0 / sigma**2
         sizes = whole if row == 0 else shrinks
