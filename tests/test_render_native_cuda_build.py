@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gworld.errors import MissingBackendError
 from gworld import native as loading
+from gworld.errors import MissingBackendError
 from gworld.render.native_cuda import native_cuda_status, render_native_cuda
 from tests.scenes import front_camera, one_gaussian, random_gaussians
 from tests.test_render_native_cuda import SOURCE, Emulated, build_emulated, pictures_and_gradients
