@@ -1,4 +1,4 @@
-"""Contact sweeps in cuda_ext's CPU library: what `impulses.solve_contacts` does in torch, many times as fast.
+"""Contact sweeps in cuda_ext's CPU library: what `impulses.solve_contacts` does in torch, faster.
 
 Torch is kept where gradients are asked for, on other devices, and where the library is not built.
 """

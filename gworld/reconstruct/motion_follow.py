@@ -306,7 +306,9 @@ def _leap(
             return fresh
     rise = ((found - found[0]) / (2 * alike(levels[finest]))).view(-1, LOOSE)[1:]
     away = torch.tensor(LEAPS, dtype=torch.float64)[:, None]
-    bend = torch.where(rise < FLAT, 2 * rise.clamp_min(0) / away.square(), torch.inf).amin(0)
+    gone = (between(bodies, solved.state, line) * bodies.reach).norm(dim=-1).view(-1, LOOSE)[1:]
+    stepped = gone > 0.5 * away.abs()  # what is recorded, or at its limit, stays: that costs nothing and tells nothing
+    bend = torch.where((rise < FLAT) & stepped, 2 * rise.clamp_min(0) / away.square(), torch.inf).amin(0)
     less = (bound[:LOOSE] - 1.0 - bend).clamp_min(0) * bend.isfinite()
     flatter = solved.matrix - (found_ways[:, :LOOSE] * less) @ found_ways[:, :LOOSE].T / torch.outer(size, size)
     return replace(solved, matrix=flatter)
