@@ -4,7 +4,7 @@
 // and what bodies add to the joints of a world in the order of the bodies: other worlds change no bit.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <new>
 #include <vector>
 
 #include "gworld_native.h"

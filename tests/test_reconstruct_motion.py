@@ -15,8 +15,9 @@ from gworld.geometry import invert_transform, se3_exp, transform_from_pose
 from gworld.reconstruct.motion import Film, TrackOptions, track_motion
 from gworld.reconstruct.motion_bodies import Bodies, between, bodies_of, moved, names_of, poses_of
 from gworld.reconstruct.motion_draw import draw, scene_plates
-from gworld.reconstruct.motion_film import Level, Plates, first_plates, in_light, levels_of
-from gworld.reconstruct.motion_follow import follow, given_joints
+from gworld.reconstruct.motion_film import Level, Plates, first_plates, in_light, levels_of, shot_at
+from gworld.reconstruct.motion_fit import Prior
+from gworld.reconstruct.motion_follow import _rivals, follow, given_joints
 from gworld.reconstruct.motion_rig import RigOptions, refine_rig
 from gworld.reconstruct.motion_smooth import smooth_states
 from gworld.scene.cameras import Cameras, intrinsics, look_at
@@ -236,3 +237,18 @@ def test_what_always_has_a_bodys_colour_is_unknown() -> None:
     shown[:, :4, :4] = (240, 220, 205)
     plates = first_plates([Film(np.arange(20.0), shown)], np.array([[0.92, 0.85, 0.8]]))
     assert not plates.known[0, :4, :4].any() and plates.known[0, 10:, 10:].all()
+
+
+def test_the_better_of_two_guesses_is_taken_whichever_comes_first() -> None:
+    options = TrackOptions(objects="planar", finest=1)
+    bodies = bodies_of(one_box(), {}, options)
+    levels, films, _ = filmed(bodies, bodies.start[None])
+    shots = {shrink: shot_at(films, 0.0, level) for shrink, level in levels.items()}
+    near, far = moved(bodies, bodies.start, torch.tensor([[0.004, 0.0, 0.0], [0.3, 0.1, 0.0]]).double())
+    loose = Prior(bodies.start, torch.full((3,), 1e-3).double())
+    for starts in ([near, far], [far, near]):
+        solved, prior, _ = _rivals(bodies, levels, shots, loose, starts, options, (1,))
+        assert float(between(bodies, bodies.start, solved.state)[:2].norm()) < 0.002
+        assert torch.equal(prior.state, near)
+    agreed = _rivals(bodies, levels, shots, loose, [near, bodies.start], options, (1,))
+    assert agreed[2] is None and torch.equal(agreed[1].state, near)  # one guess: fitted once
